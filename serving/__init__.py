@@ -1,0 +1,1 @@
+"""What happens after the push: the served contract, clients and servers."""
