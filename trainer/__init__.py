@@ -1,0 +1,1 @@
+"""What happens inside the Trainer component: data, model, strategy, export."""
