@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer.models.catalogue import Hyperparameters, TrainingDefaults
+from trainer.models.catalogue import TrainingDefaults
+from trainer.models.hyperparameters import Hyperparameters
 from trainer.models.keras_api import keras
 
 IMAGE_SHAPE = (28, 28)
@@ -24,6 +26,9 @@ class Phase:
 
     name: str
     epochs: int
+
+
+_WHOLE = Phase("train", 0)
 
 
 def per_image_bce(images: tf.Tensor, reconstruction: tf.Tensor) -> tf.Tensor:
@@ -59,27 +64,35 @@ class Autoencoder(keras.Model):
     ``self.decoder`` (code [n, d] to logits or values [n, 28, 28]) in its
     constructor, or overrides :meth:`encode` and :meth:`decode_output`; and
     overrides :meth:`loss_terms` where the loss is not plain reconstruction.
-    Whoever trains it calls ``phases``, ``begin_phase`` and ``configure``, then
-    Keras's ``fit`` on batches ``(images, labels)`` with label -1 for unknown.
+    Whoever trains it calls ``phases`` and for each of them ``begin_phase`` and
+    ``configure``, then Keras's ``fit`` on batches ``(images, labels)`` with
+    label -1 for unknown.
 
     Attributes:
       hp: Its hyper-parameters.
       seed: Seed of everything random in it.
+      phase: The phase that it is in.
       sigmoid_output: Whether ``decode_output`` gives logits (else values).
       loss_kind: "bce" or "mse", the reconstruction loss.
       uses_labels: Whether training looks at labels.
+      decoder_uses_labels: Whether ``decode`` takes a digit beside the code.
+      labelled_batch_size: How many labelled examples every training batch of a
+        replica ends with, behind the ``batch_size`` others; 0 for none.
       term_names: Keys of :meth:`loss_terms`, each logged as a training metric.
     """
 
     sigmoid_output: bool = True
     loss_kind: str = "bce"
     uses_labels: bool = False
+    decoder_uses_labels: bool = False
+    labelled_batch_size: int = 0
     term_names: tuple[str, ...] = ("loss",)
 
     def __init__(self, hyperparameters: Hyperparameters, *, seed: int = 0):
         super().__init__()
         self.hp = hyperparameters
         self.seed = seed
+        self.phase = _WHOLE
         self._seed_count = 0
         self._trackers = {name: keras.metrics.Mean(name=name) for name in self.term_names}
         self._mse_tracker = keras.metrics.Mean(name="mse")
@@ -114,10 +127,19 @@ class Autoencoder(keras.Model):
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         """The parts of a training of ``epochs`` epochs, in order."""
-        return (Phase("train", epochs),)
+        return (Phase(_WHOLE.name, epochs),)
 
     def begin_phase(self, phase: Phase) -> None:
-        """Called under the strategy's scope before each phase is configured."""
+        """Called under the strategy's scope before each phase is configured.
+
+        A resumed training calls it for the phase that it resumes as well, before
+        the weights are restored.
+        """
+        self.phase = phase
+
+    def phase_variables(self) -> list[tf.Variable]:
+        """What ``self.optimizer`` changes in this phase."""
+        return self.trainable_variables
 
     def configure(
         self, training: TrainingDefaults, *, total_steps: int, steps_per_execution: int = 1
@@ -134,15 +156,13 @@ class Autoencoder(keras.Model):
             jit_compile=training.xla,
             steps_per_execution=steps_per_execution,
         )
+        # Now rather than in the first step, so that a checkpoint finds the slots.
+        self.optimizer.build(self.phase_variables())
 
     def make_optimizer(self, learning_rate: float, total_steps: int) -> keras.optimizers.Optimizer:
         """The optimizer of a phase."""
         del total_steps
         return keras.optimizers.Adam(learning_rate)
-
-    def weights_signature(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of the weights, to tell one architecture from another."""
-        return [(w.name, tuple(w.shape)) for w in self.weights]
 
     # Helpers for subclasses.
 
@@ -164,21 +184,28 @@ class Autoencoder(keras.Model):
 
     def initializer(self, kind: str = "glorot_uniform") -> keras.initializers.Initializer:
         """A weight initializer with a seed of its own, derived from the model's."""
+        return keras.initializers.get({"class_name": kind, "config": {"seed": self.next_seed()}})
+
+    def next_seed(self) -> int:
+        """Another seed at each call, derived from the model's: for initial weights."""
         self._seed_count += 1
-        config = {"seed": self.seed * 1_000 + self._seed_count}
-        return keras.initializers.get({"class_name": kind, "config": config})
+        return self.seed * 1_000 + self._seed_count
 
     def step_seed(self, stream: int = 0) -> tf.Tensor:
         """A seed, int64 [2], that differs by step, replica and ``stream``.
 
         For ``tf.random.stateless_*``: draws are fresh in every step, yet the
-        same when a training is repeated or resumed.
+        same when a training is repeated or resumed. Phases differ too, since
+        each counts its steps from 0.
         """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         step = tf.cast(self.optimizer.iterations, tf.int64)
         return tf.stack(
             [
-                tf.constant(self.seed * 1_009 + stream, tf.int64),
+                tf.constant(
+                    (zlib.crc32(self.phase.name.encode()) << 24) + self.seed * 1_009 + stream,
+                    tf.int64,
+                ),
                 step * 1_024 + tf.cast(replica, tf.int64),
             ]
         )
@@ -192,7 +219,10 @@ class Autoencoder(keras.Model):
         return tf.reduce_mean(per_image) / replicas
 
     def build_variables(self) -> None:
-        """Creates every variable by a call on one black image."""
+        """Creates every variable by a call on one black image.
+
+        A model with parts that reconstruction does not touch extends it.
+        """
         self(tf.zeros((1, *IMAGE_SHAPE)))
 
     # Keras's training loop.
@@ -214,11 +244,11 @@ class Autoencoder(keras.Model):
         with tf.GradientTape() as tape:
             terms = self.loss_terms(images, labels, training=True)
             loss = self.replica_mean(terms["loss"])
-        self.optimizer.minimize(loss, self.trainable_variables, tape=tape)
+        self.optimizer.minimize(loss, self.phase_variables(), tape=tape)
         return self.track(terms)
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The losses of a batch, without noise, and the served reconstruction's MSE."""
+        """The losses of a batch, uncorrupted, and the served reconstruction's MSE."""
         images, labels = data
         logs = self.track(self.loss_terms(images, labels, training=False))
         self._mse_tracker.update_state(per_image_mse(images, self(images)))

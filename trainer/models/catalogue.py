@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
-# Constraints are declared in the annotations; pipeline.config enforces them
-# before a run starts, naming model and field.
-Units = Annotated[int, Ge(1)]
-Positive = Annotated[float, Gt(0)]
+from trainer.models import hyperparameters as hps
+from trainer.models.hyperparameters import Hyperparameters, Positive, Units
 
 
 class Ability(str, enum.Enum):
@@ -37,13 +36,6 @@ class UnknownModelError(ValueError):
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         super().__init__(f"unknown model {name!r}{hint} (known: {', '.join(CATALOGUE)})")
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
-    """Base of every model's hyper-parameters. Subclasses have a ``code_size``."""
-
-    code_size: Units = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +69,11 @@ class ModelSpec:
       hyperparameters: Dataclass whose defaults are the reference form.
       training: Training defaults.
       implementation: ``module:Class`` of the ``Autoencoder`` subclass.
-      abilities: What it can do.
+      abilities: What it can do in the reference form; see :meth:`abilities_of`.
       parameters: Number of trainable weights in the reference form.
       max_mse: Absolute bound on the mean eval MSE for a blessing. A collapsed
         model (mean image .0675, black .114) is above it.
+      search_space: Hyper-parameters worth tuning, each with the values to try.
     """
 
     name: str
@@ -94,41 +87,219 @@ class ModelSpec:
     paper: str = ""
     correction: str = ""
     abilities: tuple[Ability, ...] = (Ability.ENCODE, Ability.DECODE)
+    search_space: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def code_size(self) -> int:
         """Floats in a code, in the reference form."""
         return self.hyperparameters().code_size
 
+    def abilities_of(self, hyperparameters: Hyperparameters) -> tuple[Ability, ...]:
+        """What the model can do with these hyper-parameters, e.g. without labels."""
+        return tuple(a for a in self.abilities if a.value not in hyperparameters.disabled)
 
+
+BARP = "000: Implementing a Simple Auto-Encoder in TensorFlow (E. Barp)"
+GUIDE = "001: Autoencoders: Guide and Code in TensorFlow 2.0 (I. us Salam)"
+WIZARD = "002: A wizard's guide to Adversarial Autoencoders (N. Nagabushan)"
 KERAS_BLOG = "003: Building Autoencoders in Keras (F. Chollet)"
+TIED_BLOG = "004: a tutorial on a masking-noise autoencoder with tied weights"
+OWN = "this project"
 
+DEEP_PAPER = "Hinton & Salakhutdinov 2006, Reducing the dimensionality of data"
+VAE_PAPER = "Kingma & Welling 2013, Auto-encoding variational Bayes"
+AAE_PAPER = "Makhzani et al. 2015, Adversarial autoencoders"
+DENOISING_PAPER = "Vincent et al. 2008, Extracting and composing robust features"
+STACKED_PAPER = "Vincent et al. 2010, Stacked denoising autoencoders"
 
-@dataclasses.dataclass(frozen=True)
-class SimpleHyperparameters(Hyperparameters):
-    """784-``code_size``-784."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvHyperparameters(Hyperparameters):
-    """Filters of the three encoder stages; the code is 4 x 4 x the last."""
-
-    filters: tuple[Units, Units, Units] = (16, 8, 8)
-    code_size: int = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "code_size", 16 * self.filters[-1])
-
+_BASIC = (Ability.ENCODE, Ability.DECODE)
+_DENOISING = (*_BASIC, Ability.DENOISE)
+_GENERATIVE = (*_BASIC, Ability.GENERATE)
 
 _ENTRIES = (
+    ModelSpec(
+        name="low_level",
+        summary="784-128 relu-784 sigmoid from plain variables, BCE, RMSProp",
+        source=BARP,
+        correction=(
+            "N(0,1) initial weights saturate the sigmoid (BCE .229 after 10 epochs, .083 with "
+            "Glorot's); RMSProp at .005 overshoots, .001 does not. The loss is a mean, not a sum "
+            "over the batch. The tutorial's form: initial_stddev=1."
+        ),
+        hyperparameters=hps.LowLevelHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=64),
+        implementation="trainer.models.low_level:LowLevel",
+        parameters=201_616,
+        max_mse=0.03,
+    ),
+    ModelSpec(
+        name="sequential",
+        summary="784-256-128 relu-784 sigmoid, BCE",
+        source=BARP,
+        correction=(
+            "Cross-entropy that expects logits was given sigmoid outputs (BCE .230 against .067 "
+            "after 5 epochs); linear hidden layers make it PCA; undefined names; the last 32 "
+            "images dropped. The linear form: activation=linear, code_activation=linear."
+        ),
+        hyperparameters=hps.SequentialHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=64),
+        implementation="trainer.models.dense:DenseAutoencoder",
+        parameters=334_992,
+        max_mse=0.03,
+    ),
+    ModelSpec(
+        name="fully_connected",
+        summary="784-64-32-16-32-64-784 relu, sigmoid output, MSE",
+        source=GUIDE,
+        correction=(
+            "A linear output gives grey levels from -.60 to 1.78 (output=linear keeps it, clipped "
+            "when serving); batches of 4 without a shuffle take twenty times as long."
+        ),
+        hyperparameters=hps.FullyConnectedHyperparameters,
+        training=TrainingDefaults(epochs=50, batch_size=128),
+        implementation="trainer.models.dense:DenseAutoencoder",
+        parameters=106_464,
+        max_mse=0.04,
+    ),
+    ModelSpec(
+        name="conv_mse",
+        summary="C16-P-C8-P-C8-P, code 4x4x8, C8-U-C8-U-C16-U-C1 linear, MSE",
+        source=GUIDE,
+        correction=(
+            "A sigmoid output under MSE collapses to black for most seeds (MSE .114); a linear "
+            "one, clipped when serving, never did. The tutorial's form: output=sigmoid."
+        ),
+        hyperparameters=hps.ConvMseHyperparameters,
+        training=TrainingDefaults(epochs=12, batch_size=128, xla=False),
+        implementation="trainer.models.conv:ConvAutoencoder",
+        parameters=4_385,
+        max_mse=0.04,
+    ),
+    ModelSpec(
+        name="conv_denoising",
+        summary="as conv, input + .5 N(0,1), BCE to the clean image",
+        source=GUIDE,
+        paper=DENOISING_PAPER,
+        correction=(
+            "Noise was drawn once for the whole training, here afresh for every step; MSE "
+            "collapses to black as in conv_mse, BCE does not. The tutorial's form: loss=mse."
+        ),
+        hyperparameters=hps.ConvDenoisingHyperparameters,
+        training=TrainingDefaults(epochs=12, batch_size=128, xla=False),
+        implementation="trainer.models.denoising:ConvDenoising",
+        parameters=4_385,
+        max_mse=0.04,
+        abilities=_DENOISING,
+    ),
+    ModelSpec(
+        name="conv_vae",
+        summary="conv encoder with linear 4x4x8 heads for mean and log variance, conv decoder",
+        source=GUIDE,
+        paper=VAE_PAPER,
+        correction=(
+            "Mean and 'sigma' were the same rectified pool without weights, and the image term a "
+            "mean against a summed KL: the posterior collapsed (KL 1e-5, no active unit). Linear "
+            "heads of their own, both terms summed per image."
+        ),
+        hyperparameters=hps.ConvVaeHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=128, xla=False),
+        implementation="trainer.models.variational:ConvVae",
+        parameters=5_553,
+        max_mse=0.06,
+        abilities=_GENERATIVE,
+    ),
+    ModelSpec(
+        name="mlp_2d",
+        summary="784-1000-1000-2 linear-1000-1000-784 sigmoid, MSE",
+        source=WIZARD,
+        correction="Adam at .01 dies at once (MSE .117); .001.",
+        hyperparameters=hps.Mlp2dHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=128),
+        implementation="trainer.models.dense:DenseAutoencoder",
+        parameters=3_576_786,
+        max_mse=0.055,
+    ),
+    ModelSpec(
+        name="aae",
+        summary="784-1000-1000-2-1000-1000-784, adversarially matched to N(0, 2)",
+        source=WIZARD,
+        paper=AAE_PAPER,
+        correction=(
+            "Three optimizers of equal rate on losses of unequal size: either the prior is missed "
+            "or the image. One Adam on the summed BCE + 10 x the generator's loss balances them."
+        ),
+        hyperparameters=hps.AaeHyperparameters,
+        training=TrainingDefaults(epochs=5, batch_size=128),
+        implementation="trainer.models.adversarial:AdversarialAutoencoder",
+        parameters=4_581_787,
+        max_mse=0.06,
+        abilities=_GENERATIVE,
+    ),
+    ModelSpec(
+        name="supervised_aae",
+        summary="as aae with a style of 15 floats; the decoder is told the digit",
+        source=WIZARD,
+        paper=AAE_PAPER,
+        correction="As aae. Without a label, serving takes the digit that reconstructs best.",
+        hyperparameters=hps.SupervisedAaeHyperparameters,
+        training=TrainingDefaults(epochs=5, batch_size=128),
+        implementation="trainer.models.adversarial:SupervisedAae",
+        parameters=4_630_800,
+        max_mse=0.04,
+        abilities=_GENERATIVE,
+    ),
+    ModelSpec(
+        name="semi_supervised_aae",
+        summary="as aae with a style of 10 floats and a softmax of 10 digits, 1,000 labels",
+        source=WIZARD,
+        paper=AAE_PAPER,
+        correction=(
+            "The labelled images came from the test split; here from the training split. As aae; "
+            "and every step sees labelled images, slightly shifted, and asks that a shifted image "
+            "keeps its digit. The tutorial's form: consistency=0, max_shift=0."
+        ),
+        hyperparameters=hps.SemiSupervisedAaeHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=128),
+        implementation="trainer.models.semi_supervised:SemiSupervisedAae",
+        parameters=5_638_806,
+        max_mse=0.04,
+        abilities=(*_GENERATIVE, Ability.CLASSIFY),
+    ),
     ModelSpec(
         name="simple",
         summary="784-32 relu-784 sigmoid, BCE",
         source=KERAS_BLOG,
-        hyperparameters=SimpleHyperparameters,
+        hyperparameters=hps.SimpleHyperparameters,
         training=TrainingDefaults(epochs=50, batch_size=256),
-        implementation="trainer.models.dense:Simple",
+        implementation="trainer.models.dense:DenseAutoencoder",
         parameters=50_992,
+        max_mse=0.03,
+        search_space={"code_size": (16, 32, 64), "activation": ("relu",)},
+    ),
+    ModelSpec(
+        name="sparse",
+        summary="as simple with an L1 penalty of 1e-4 on the code, per image",
+        source=KERAS_BLOG,
+        correction=(
+            "The penalty only rescales the code: its mean falls to a sixth, the share of active "
+            "units hardly (.965 to .932), which is therefore reported. Keras 3.12 sums it over "
+            "the batch, which kills the model; here it is averaged."
+        ),
+        hyperparameters=hps.SparseHyperparameters,
+        training=TrainingDefaults(epochs=100, batch_size=256),
+        implementation="trainer.models.dense:SparseAutoencoder",
+        parameters=50_992,
+        max_mse=0.03,
+    ),
+    ModelSpec(
+        name="deep",
+        summary="784-128-64-32-64-128-784 relu, sigmoid output, BCE",
+        source=KERAS_BLOG,
+        paper=DEEP_PAPER,
+        hyperparameters=hps.DeepHyperparameters,
+        training=TrainingDefaults(epochs=100, batch_size=256),
+        implementation="trainer.models.dense:DenseAutoencoder",
+        parameters=222_384,
         max_mse=0.03,
     ),
     ModelSpec(
@@ -136,11 +307,88 @@ _ENTRIES = (
         summary="C16-P-C8-P-C8-P, code 4x4x8, C8-U-C8-U-C16-U-C1 sigmoid, BCE",
         source=KERAS_BLOG,
         correction="Called better than the dense models for a loss of .094; theirs is lower.",
-        hyperparameters=ConvHyperparameters,
+        hyperparameters=hps.ConvHyperparameters,
         training=TrainingDefaults(epochs=12, batch_size=128, xla=False),
-        implementation="trainer.models.conv:Conv",
+        implementation="trainer.models.conv:ConvAutoencoder",
         parameters=4_385,
         max_mse=0.035,
+    ),
+    ModelSpec(
+        name="denoising",
+        summary="C32-P-C32-P, code 7x7x32, C32-U-C32-U-C1 sigmoid, noise .5, BCE",
+        source=KERAS_BLOG,
+        paper=DENOISING_PAPER,
+        correction="Noise was drawn once for the whole training; here afresh for every step.",
+        hyperparameters=hps.DenoisingHyperparameters,
+        training=TrainingDefaults(epochs=5, batch_size=128, xla=False),
+        implementation="trainer.models.denoising:ConvDenoising",
+        parameters=28_353,
+        max_mse=0.03,
+        abilities=_DENOISING,
+    ),
+    ModelSpec(
+        name="lstm",
+        summary="an image as 28 rows: LSTM 32, repeated, LSTM 128, dense sigmoid rows, MSE",
+        source=KERAS_BLOG,
+        correction=(
+            "The decoder's LSTM was as wide as its output, 28, and tanh cannot reach white; here "
+            "it is wider and a dense sigmoid makes the row. No loss was given."
+        ),
+        hyperparameters=hps.LstmHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=128, learning_rate=3e-3, xla=False),
+        implementation="trainer.models.recurrent:LstmAutoencoder",
+        parameters=93_852,
+        max_mse=0.05,
+    ),
+    ModelSpec(
+        name="vae",
+        summary="784-64 relu-2+2-64 relu-784 sigmoid, summed BCE + KL",
+        source=KERAS_BLOG,
+        paper=VAE_PAPER,
+        correction=(
+            "Noise of deviation .1 with exp(s) as deviation, while the KL read s as log variance; "
+            "here exp(s/2) and deviation 1. Codes of up to 15 deviations were drawn for a picture "
+            "that ends at 3."
+        ),
+        hyperparameters=hps.VaeHyperparameters,
+        training=TrainingDefaults(epochs=30, batch_size=128),
+        implementation="trainer.models.variational:Vae",
+        parameters=101_652,
+        max_mse=0.06,
+        abilities=_GENERATIVE,
+    ),
+    ModelSpec(
+        name="tied_denoising",
+        summary="784-500-784 sigmoid with tied weights, 30 % of the pixels masked, SGD",
+        source=TIED_BLOG,
+        paper=DENOISING_PAPER,
+        correction=(
+            "The loss was summed over the batch, so that SGD's .02 meant 2.56 for a batch of 128, "
+            "which is what it is called here; the last batch was dropped and the test loss taken "
+            "on corrupted sums."
+        ),
+        hyperparameters=hps.TiedDenoisingHyperparameters,
+        training=TrainingDefaults(epochs=20, batch_size=128, learning_rate=2.56),
+        implementation="trainer.models.tied:TiedDenoising",
+        parameters=393_284,
+        max_mse=0.03,
+        abilities=_DENOISING,
+    ),
+    ModelSpec(
+        name="stacked",
+        summary="784-500-250-32 sigmoid, trained layer by layer, then whole; a classifier on top",
+        source=TIED_BLOG,
+        paper=STACKED_PAPER,
+        correction=(
+            "Sizes, epochs and the classifier were left out. From scratch the same network "
+            "reaches BCE .141 in 10 epochs, after layer-wise training .082."
+        ),
+        hyperparameters=hps.StackedHyperparameters,
+        training=TrainingDefaults(epochs=10, batch_size=128),
+        implementation="trainer.models.stacked:Stacked",
+        parameters=1_578_428,
+        max_mse=0.04,
+        abilities=(*_BASIC, Ability.CLASSIFY),
     ),
 )
 

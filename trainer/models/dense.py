@@ -4,27 +4,62 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.models.base import PIXELS, Autoencoder
-from trainer.models.catalogue import SimpleHyperparameters
-from trainer.models.layers import dense_stack, flatten_images, unflatten_images
+from trainer.models.base import Autoencoder
+from trainer.models.hyperparameters import DenseHyperparameters, SparseHyperparameters
+from trainer.models.layers import dense_decoder, dense_encoder
 
 
 class DenseAutoencoder(Autoencoder):
-    """Base of the dense models: flattened images through two stacks."""
+    """784-hidden-code-hidden-784; its hyper-parameters make it one tutorial's or another's.
 
-    def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
-        return self.encoder(flatten_images(images), training=training)
+    ``simple`` and ``deep`` (003), ``sequential`` (000), ``fully_connected``
+    (001) and ``mlp_2d`` (002) are this class with different defaults.
+    """
 
-    def decode_output(self, code: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
-        return unflatten_images(self.decoder(code, training=training))
-
-
-class Simple(DenseAutoencoder):
-    """784-32-784, the smallest autoencoder (003)."""
-
-    def __init__(self, hyperparameters: SimpleHyperparameters, *, seed: int = 0):
+    def __init__(self, hyperparameters: DenseHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
-        self.encoder = dense_stack(self, (hyperparameters.code_size,), name="encoder")
-        self.decoder = dense_stack(self, (PIXELS,), last_activation=None, name="decoder")
+        hp = hyperparameters
+        self.loss_kind = hp.loss
+        self.sigmoid_output = hp.output == "sigmoid"
+        self.encoder = dense_encoder(
+            self,
+            hp.hidden,
+            hp.code_size,
+            activation=hp.activation,
+            code_activation=hp.code_activation,
+        )
+        self.decoder = dense_decoder(self, hp.mirrored, activation=hp.activation)
+
+
+class SparseAutoencoder(DenseAutoencoder):
+    """A dense autoencoder whose code pays for its absolute sum (003).
+
+    The penalty is taken per image and averaged like the rest of the loss, so it
+    does not depend on the batch size. It mostly rescales the code, so the share
+    of active units (above zero) is logged beside the mean.
+    """
+
+    term_names = ("loss", "reconstruction", "code_mean", "active_share")
+
+    def __init__(self, hyperparameters: SparseHyperparameters, *, seed: int = 0):
+        super().__init__(hyperparameters, seed=seed)
+        self._l1 = hyperparameters.l1
+
+    def loss_terms(
+        self, images: tf.Tensor, labels: tf.Tensor, training: bool
+    ) -> dict[str, tf.Tensor]:
+        """See the base class."""
+        code = self.encode(images, training)
+        reconstruction = self.reconstruction_loss(images, self.decode_output(code, training))
+        magnitude = tf.abs(tf.cast(code, tf.float32))
+        return {
+            "loss": reconstruction + self._l1 * tf.reduce_sum(magnitude, axis=1),
+            "reconstruction": reconstruction,
+            "code_mean": tf.reduce_mean(magnitude, axis=1),
+            "active_share": active_share(magnitude),
+        }
+
+
+def active_share(code: tf.Tensor) -> tf.Tensor:
+    """Share of a code's units above zero: codes [n, d] to float [n]."""
+    return tf.reduce_mean(tf.cast(code > 0, tf.float32), axis=1)

@@ -1,6 +1,8 @@
-"""Pieces that several families share."""
+"""Pieces that several families share: stacks of layers from images to codes and back."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -8,15 +10,13 @@ from trainer.models.base import IMAGE_SHAPE, PIXELS, Autoencoder
 from trainer.models.keras_api import keras
 
 
-def dense_stack(
+def dense_layers(
     model: Autoencoder,
-    units: tuple[int, ...],
+    units: Sequence[int],
     *,
     activation: str = "relu",
     last_activation: str | None = "relu",
-    kernel_initializer: str = "glorot_uniform",
-    name: str,
-) -> keras.Sequential:
+) -> list[keras.layers.Layer]:
     """Dense layers of the given widths.
 
     Args:
@@ -24,25 +24,92 @@ def dense_stack(
       units: Widths, first to last.
       activation: Of every layer but the last.
       last_activation: Of the last layer; None is linear.
-      kernel_initializer: Keras name.
-      name: Of the stack.
     """
-    layers = [
+    return [
         keras.layers.Dense(
             width,
             activation=last_activation if i == len(units) - 1 else activation,
-            kernel_initializer=model.initializer(kernel_initializer),
+            kernel_initializer=model.initializer(),
         )
         for i, width in enumerate(units)
     ]
-    return keras.Sequential(layers, name=name)
 
 
-def flatten_images(images: tf.Tensor) -> tf.Tensor:
-    """[n, 28, 28] to [n, 784]."""
-    return tf.reshape(images, (-1, PIXELS))
+def dense_encoder(
+    model: Autoencoder,
+    hidden: Sequence[int],
+    code_size: int,
+    *,
+    activation: str = "relu",
+    code_activation: str | None = "relu",
+    name: str = "encoder",
+) -> keras.Sequential:
+    """Images [n, 28, 28] through ``hidden`` to codes [n, code_size]."""
+    layers = dense_layers(
+        model, (*hidden, code_size), activation=activation, last_activation=code_activation
+    )
+    return keras.Sequential([keras.layers.Flatten(), *layers], name=name)
 
 
-def unflatten_images(flat: tf.Tensor) -> tf.Tensor:
-    """[n, 784] to [n, 28, 28]."""
-    return tf.reshape(flat, (-1, *IMAGE_SHAPE))
+def dense_decoder(
+    model: Autoencoder,
+    hidden: Sequence[int],
+    *,
+    activation: str = "relu",
+    name: str = "decoder",
+) -> keras.Sequential:
+    """Codes [n, d] through ``hidden`` to raw outputs [n, 28, 28]."""
+    layers = dense_layers(model, (*hidden, PIXELS), activation=activation, last_activation=None)
+    return keras.Sequential([*layers, keras.layers.Reshape(IMAGE_SHAPE)], name=name)
+
+
+def conv(
+    model: Autoencoder,
+    filters: int,
+    *,
+    activation: str | None = "relu",
+    padding: str = "same",
+) -> keras.layers.Layer:
+    """A 3 x 3 convolution whose weights follow the model's seed."""
+    return keras.layers.Conv2D(
+        filters,
+        3,
+        activation=activation,
+        padding=padding,
+        kernel_initializer=model.initializer(),
+    )
+
+
+def conv_encoder_layers(model: Autoencoder, filters: Sequence[int]) -> list[keras.layers.Layer]:
+    """Images [n, 28, 28] to maps halved (rounded up) for each of ``filters``."""
+    layers: list[keras.layers.Layer] = [keras.layers.Reshape((*IMAGE_SHAPE, 1))]
+    for count in filters:
+        layers += [conv(model, count), keras.layers.MaxPooling2D(2, padding="same")]
+    return layers
+
+
+def conv_encoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential:
+    """Images [n, 28, 28] to codes, the flattened maps of the last stage."""
+    layers = conv_encoder_layers(model, filters)
+    return keras.Sequential([*layers, keras.layers.Flatten()], name="encoder")
+
+
+def conv_decoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential:
+    """The mirror of :func:`conv_encoder`: codes to raw outputs [n, 28, 28]."""
+    side = -(-IMAGE_SHAPE[0] // 2 ** len(filters))
+    layers: list[keras.layers.Layer] = [keras.layers.Reshape((side, side, filters[-1]))]
+    for i, count in enumerate(reversed(filters)):
+        # Doubling 4 thrice gives 32. The tutorials' way to 28 is to leave the
+        # last stage unpadded: 16 becomes 14, and its double 28.
+        unpadded = i == len(filters) - 1 and side * 2 ** len(filters) != IMAGE_SHAPE[0]
+        layers += [
+            conv(model, count, padding="valid" if unpadded else "same"),
+            keras.layers.UpSampling2D(2),
+        ]
+    layers += [conv(model, 1, activation=None), keras.layers.Reshape(IMAGE_SHAPE)]
+    return keras.Sequential(layers, name="decoder")
+
+
+def clip(images: tf.Tensor) -> tf.Tensor:
+    """Grey levels into [0, 1]."""
+    return tf.clip_by_value(images, 0.0, 1.0)

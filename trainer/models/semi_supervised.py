@@ -1,0 +1,174 @@
+"""The semi-supervised adversarial autoencoder: style and digit, from few labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.models.adversarial import Adversarial, play
+from trainer.models.base import IMAGE_SHAPE, PIXELS
+from trainer.models.generative import DIGITS, digits_of_seeds, normal_of_seeds
+from trainer.models.hyperparameters import SemiSupervisedAaeHyperparameters
+from trainer.models.layers import dense_decoder, dense_encoder
+
+_LABELLED_STREAM, _SHIFTED_STREAM, _DIGIT_STREAM = 2, 3, 4
+# A prediction is taken for a label above this probability (FixMatch, Sohn et al. 2020).
+_CONFIDENT = 0.9
+
+
+def shift_images(images: tf.Tensor, seed: tf.Tensor, max_shift: int) -> tf.Tensor:
+    """Moves each image float [n, 28, 28] by up to ``max_shift`` whole pixels each way."""
+    if not max_shift:
+        return images
+    size = IMAGE_SHAPE[0]
+    offsets = tf.random.stateless_uniform(
+        (tf.shape(images)[0], 2), seed, maxval=2 * max_shift + 1, dtype=tf.int32, alg="philox"
+    )
+    padded = tf.pad(images, ((0, 0), (max_shift, max_shift), (max_shift, max_shift)))
+    window = tf.range(size)
+    rows = tf.gather(padded, offsets[:, :1] + window, axis=1, batch_dims=1)
+    columns = tf.gather(
+        tf.transpose(rows, (0, 2, 1)), offsets[:, 1:] + window, axis=1, batch_dims=1
+    )
+    return tf.transpose(columns, (0, 2, 1))
+
+
+def classification_terms(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean cross-entropy and accuracy, scalars, over the rows whose label is not -1.
+
+    Args:
+      logits: Float [n, 10].
+      labels: int64 [n].
+    """
+    known = tf.cast(labels >= 0, tf.float32)
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.maximum(labels, 0), logits=logits
+    )
+    right = tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32)
+    total = tf.maximum(tf.reduce_sum(known), 1.0)
+    return tf.reduce_sum(known * cross_entropy) / total, tf.reduce_sum(known * right) / total
+
+
+def consistency_loss(digits: tf.Tensor, shifted_logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy [n] of shifted images' logits with the images' confident digits.
+
+    Args:
+      digits: Probabilities float [n, 10] of the images as they are; no gradient
+        flows into them.
+      shifted_logits: Float [n, 10].
+    """
+    digits = tf.stop_gradient(digits)
+    sure = tf.cast(tf.reduce_max(digits, axis=1) > _CONFIDENT, tf.float32)
+    return sure * tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.argmax(digits, axis=1), logits=shifted_logits
+    )
+
+
+class SemiSupervisedAae(Adversarial):
+    """An encoder with a head for style and one for the digit (002).
+
+    Two discriminators match styles to a normal and digits to a one-hot prior;
+    the labelled images that end every training batch train the digit head by
+    cross-entropy. On its own that reaches about 95 % with 1,000 labels. What
+    goes beyond: labelled images are shifted by a pixel or two, and an unlabelled
+    image and its shifted copy have to get the same digit (``consistency``).
+
+    A code is the style followed by the ten probabilities.
+    """
+
+    hp: SemiSupervisedAaeHyperparameters
+    uses_labels = True
+    term_names = (
+        *Adversarial.term_names,
+        "digit_discriminator_accuracy",
+        "classification",
+        "consistency",
+        "accuracy",
+    )
+
+    def __init__(self, hyperparameters: SemiSupervisedAaeHyperparameters, *, seed: int = 0):
+        super().__init__(hyperparameters, seed=seed)
+        hp = hyperparameters
+        self.labelled_batch_size = hp.labelled_batch_size
+        self.encoder = dense_encoder(self, hp.hidden, hp.code_size, code_activation=None)
+        self.decoder = dense_decoder(self, hp.hidden[::-1])
+        self.discriminators = [
+            self.make_discriminator("style_discriminator"),
+            self.make_discriminator("digit_discriminator"),
+        ]
+
+    def build_variables(self) -> None:
+        """See the base class."""
+        super().build_variables()
+        for discriminator, size in zip(self.discriminators, (self.hp.style_size, DIGITS)):
+            discriminator(tf.zeros((1, size)))
+
+    def heads(self, images: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images float [n, 28, 28] to style [n, s] and the digit's logits [n, 10]."""
+        outputs = tf.cast(self.encoder(images, training=training), tf.float32)
+        return outputs[:, : self.hp.style_size], outputs[:, self.hp.style_size :]
+
+    def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """See the base class: style and probabilities."""
+        style, logits = self.heads(images, training)
+        return tf.concat([style, tf.nn.softmax(logits)], axis=1)
+
+    def classify_probabilities(self, images: tf.Tensor) -> tf.Tensor:
+        """Images float [n, 28, 28] to the digits' probabilities [n, 10]."""
+        return tf.nn.softmax(self.heads(images)[1])
+
+    def loss_terms(
+        self, images: tf.Tensor, labels: tf.Tensor, training: bool
+    ) -> dict[str, tf.Tensor]:
+        """See the base class."""
+        hp = self.hp
+        appended = hp.labelled_batch_size if training else 0
+        count = tf.shape(images)[0] - appended
+        # Outside of training nothing was appended, and -0 means all.
+        labelled, labels, images = images[-appended:], labels[-appended:], images[:count]
+        shifted = images
+        if training:
+            labelled = shift_images(labelled, self.step_seed(_LABELLED_STREAM), hp.max_shift)
+            shifted = shift_images(images, self.step_seed(_SHIFTED_STREAM), hp.max_shift)
+        # One pass for all three is faster than three.
+        style, logits = self.heads(tf.concat([images, shifted, labelled], axis=0), training)
+        style, digits = style[:count], tf.nn.softmax(logits[:count])
+        output = self.decode_output(tf.concat([style, digits], axis=1), training)
+        reconstruction = PIXELS * self.reconstruction_loss(images, output)
+        style_game = play(self.discriminators[0], style, self.prior_samples(count, hp.style_size))
+        digit_game = play(self.discriminators[1], digits, self._digit_samples(count))
+        generator = style_game.generator + digit_game.generator
+        classification, accuracy = classification_terms(logits[2 * count :], labels)
+        consistency = consistency_loss(digits, logits[count : 2 * count])
+        return {
+            "loss": reconstruction
+            + hp.adversarial_weight * generator
+            + hp.classification_weight * (classification + hp.consistency * consistency),
+            "reconstruction": reconstruction,
+            "generator": generator,
+            "discriminator": style_game.discriminator + digit_game.discriminator,
+            "discriminator_accuracy": style_game.accuracy,
+            "digit_discriminator_accuracy": digit_game.accuracy,
+            "code_mean": tf.reduce_mean(style, axis=1),
+            "code_stddev": tf.math.reduce_std(style),
+            "classification": classification,
+            "consistency": consistency,
+            "accuracy": accuracy,
+        }
+
+    def _digit_samples(self, count: tf.Tensor) -> tf.Tensor:
+        digits = tf.random.stateless_uniform(
+            (count,), self.step_seed(_DIGIT_STREAM), maxval=DIGITS, dtype=tf.int32, alg="philox"
+        )
+        return tf.one_hot(digits, DIGITS)
+
+    def sample_prior(self, seeds: tf.Tensor) -> tf.Tensor:
+        """See the base class: a normal style and a one-hot digit."""
+        style = normal_of_seeds(seeds, self.hp.style_size, self.prior_stddev)
+        return tf.concat([style, tf.one_hot(digits_of_seeds(seeds), DIGITS)], axis=1)
+
+    @property
+    def prior(self) -> dict[str, Any]:
+        """See the base class; the code ends with a one-hot digit."""
+        return {**super().prior, "style_size": self.hp.style_size, "digit": "uniform one-hot"}
