@@ -1,0 +1,1 @@
+"""What TFX does not have: MNIST ingestion, the validation gate, references, push."""

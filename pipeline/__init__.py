@@ -1,0 +1,1 @@
+"""Composes the steps and runs them on this machine; the ``mnist-ae`` command."""

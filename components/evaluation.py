@@ -1,0 +1,138 @@
+"""What TFMA computes: reconstruction losses, slices, thresholds, baseline."""
+
+from __future__ import annotations
+
+import math
+
+import apache_beam as beam
+import numpy as np
+import tensorflow_model_analysis as tfma
+from tensorflow_model_analysis.metrics import metric_types
+
+from components import features
+from serving import contract
+
+CANDIDATE = "candidate"
+BASELINE = "baseline"
+LOSSES = (contract.MSE, contract.BCE)
+
+
+class _Moments(beam.CombineFn):
+    """Count, sum, sum of squares and maximum of a per-example output."""
+
+    def __init__(self, key: tfma.metrics.MetricKey, output: str):
+        self._key = key
+        self._output = output
+
+    def create_accumulator(self):
+        return 0, 0.0, 0.0, -math.inf
+
+    def add_input(self, accumulator, element):
+        prediction = element.get_predictions()
+        if self._key.model_name and self._key.model_name in prediction:
+            prediction = prediction[self._key.model_name]
+        values = np.asarray(prediction[self._output], np.float64).ravel()
+        return self.merge_accumulators(
+            [accumulator, (values.size, values.sum(), np.square(values).sum(), values.max())]
+        )
+
+    def merge_accumulators(self, accumulators):
+        counts, sums, squares, maxima = zip(*accumulators)
+        return sum(counts), sum(sums), sum(squares), max(maxima)
+
+    def extract_output(self, accumulator):
+        count, total, squares, maximum = accumulator
+        if not count:
+            return {}
+        mean = total / count
+        name = self._key.name
+        spread = math.sqrt(max(squares / count - mean * mean, 0.0))
+
+        def key(suffix: str) -> tfma.metrics.MetricKey:
+            return self._key._replace(name=name + suffix)
+
+        return {key(""): mean, key("_std"): spread, key("_max"): maximum}
+
+
+class MeanOutput(tfma.metrics.Metric):
+    """Mean, ``_std`` and ``_max`` of an output that a signature gives per example.
+
+    TFMA's metrics compare predictions with labels; a reconstruction error is
+    the prediction itself.
+    """
+
+    def __init__(self, name: str):
+        """Makes the metric of the output called ``name``."""
+        super().__init__(_computations, name=name)
+
+
+def _computations(
+    name: str,
+    model_names: list[str] | None = None,
+    example_weighted: bool = False,
+    **unused_options,
+) -> tfma.metrics.MetricComputations:
+    return [
+        tfma.metrics.MetricComputation(
+            keys=[key],
+            preprocessors=None,
+            combiner=_Moments(key, name),
+        )
+        for model_name in model_names or [""]
+        for key in [
+            tfma.metrics.MetricKey(name, model_name, example_weighted=example_weighted)
+        ]
+    ]
+
+
+metric_types.register_metric(MeanOutput)
+
+
+def eval_config(
+    *, max_mse: float, max_increase: float, use_baseline: bool, by_label: bool
+) -> tfma.EvalConfig:
+    """The Evaluator's configuration.
+
+    Args:
+      max_mse: A model whose mean MSE is above is not blessed.
+      max_increase: How much worse than the baseline's the mean MSE may be,
+        relative to the baseline's.
+      use_baseline: Whether there may be a baseline; without a blessed one the
+        comparison is left out.
+      by_label: Whether to slice by digit.
+    """
+    mse_threshold = tfma.MetricThreshold(
+        value_threshold=tfma.GenericValueThreshold(upper_bound={"value": max_mse})
+    )
+    if use_baseline:
+        mse_threshold.change_threshold.CopyFrom(
+            tfma.GenericChangeThreshold(
+                relative={"value": max_increase},
+                direction=tfma.MetricDirection.LOWER_IS_BETTER,
+            )
+        )
+    metrics = [tfma.MetricConfig(class_name="ExampleCount")]
+    for loss in LOSSES:
+        metric = tfma.MetricConfig(
+            class_name=MeanOutput.__name__, module=__name__, config=f'{{"name": "{loss}"}}'
+        )
+        if loss == contract.MSE:
+            # Of the overall slice only: a digit that is hard for every model
+            # would otherwise decide.
+            metric.per_slice_thresholds.append(
+                tfma.PerSliceMetricThreshold(
+                    slicing_specs=[tfma.SlicingSpec()], threshold=mse_threshold
+                )
+            )
+        metrics.append(metric)
+    specs = [tfma.ModelSpec(name=CANDIDATE, signature_name=contract.EVALUATE)]
+    if use_baseline:
+        specs.append(
+            tfma.ModelSpec(name=BASELINE, signature_name=contract.EVALUATE, is_baseline=True)
+        )
+    slices = [tfma.SlicingSpec()]
+    if by_label:
+        slices.append(tfma.SlicingSpec(feature_keys=[features.LABEL]))
+    return tfma.EvalConfig(
+        model_specs=specs, slicing_specs=slices, metrics_specs=[tfma.MetricsSpec(metrics=metrics)]
+    )

@@ -1,0 +1,1 @@
+"""MnistExampleGen: IDX files to tf.Examples, on TFX's file-based ExampleGen."""

@@ -1,0 +1,310 @@
+"""Reading and checking MNIST's IDX files, plain or gzip-compressed.
+
+The format (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code, the
+number of dimensions, each dimension as a big-endian int32, then the values.
+Only standard library and NumPy, so that the command line can check a folder
+before TFX is imported. Remote folders (``gs://``) are read through ``opener``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+SIDE = 28
+PIXELS = SIDE * SIDE
+MAX_LABEL = 9
+_UINT8 = 0x08
+_IMAGES_MAGIC = (_UINT8 << 8) | 3
+_LABELS_MAGIC = (_UINT8 << 8) | 1
+_CHUNK_IMAGES = 2_000
+
+IMAGES = "images-idx3-ubyte"
+LABELS = "labels-idx1-ubyte"
+# The names of the canonical files: <prefix>-images-idx3-ubyte[.gz].
+SPLIT_PREFIXES = {"train": "train", "eval": "t10k"}
+
+Opener = Callable[[str], BinaryIO]
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message says which file and why."""
+
+    exit_code = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFiles:
+    """Where the images and labels of a split are.
+
+    Attributes:
+      images: Path of the IDX file of images.
+      labels: Path of the IDX file of labels, or None where they are unknown.
+    """
+
+    images: str
+    labels: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    """What a checked split holds.
+
+    Attributes:
+      count: Number of images.
+      labelled: Whether there are labels.
+      digest: SHA-256 of the decompressed files, images then labels.
+      label_counts: Images by digit; empty without labels.
+    """
+
+    count: int
+    labelled: bool
+    digest: str
+    label_counts: tuple[int, ...]
+
+
+def open_local(path: str) -> BinaryIO:
+    """The default opener."""
+    return open(path, "rb")
+
+
+def _open(path: str, opener: Opener) -> BinaryIO:
+    raw = opener(path)
+    # By content, not by name: mirrors serve gzip under both names.
+    magic = raw.read(2)
+    raw.seek(0)
+    if magic == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    return raw
+
+
+def is_compressed(path: str, opener: Opener = open_local) -> bool:
+    """Whether the file is gzip-compressed: then it can only be read in order."""
+    with opener(path) as f:
+        return f.read(2) == b"\x1f\x8b"
+
+
+def _read_exactly(f: BinaryIO, size: int, path: str) -> bytes:
+    """Reads ``size`` bytes, or says what is wrong with the file."""
+    try:
+        data = f.read(size)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise DataError(
+            f"{path}: broken or truncated gzip file ({e}); fetch it again"
+        ) from None
+    if len(data) != size:
+        raise DataError(
+            f"{path}: truncated, {size - len(data):,} bytes short; fetch it again"
+        )
+    return data
+
+
+def _read_header(f: BinaryIO, path: str, magic: int, what: str) -> int:
+    (found,) = struct.unpack(">I", _read_exactly(f, 4, path))
+    if found != magic:
+        raise DataError(
+            f"{path}: wrong magic number 0x{found:08x}, expected 0x{magic:08x} "
+            f"(an IDX file of uint8 {what})"
+        )
+    dims = struct.unpack(
+        ">" + "I" * (magic & 0xFF), _read_exactly(f, 4 * (magic & 0xFF), path)
+    )
+    if dims[1:] not in ((), (SIDE, SIDE)):
+        raise DataError(
+            f"{path}: images of {'x'.join(map(str, dims[1:]))} pixels; only {SIDE}x{SIDE} is supported"
+        )
+    return dims[0]
+
+
+def count_images(path: str, opener: Opener = open_local) -> int:
+    """The number of images that the header of ``path`` announces.
+
+    Raises:
+      DataError: Not an IDX file of 28x28 uint8 images.
+    """
+    with _open(path, opener) as f:
+        return _read_header(f, path, _IMAGES_MAGIC, "images")
+
+
+def read_images(
+    path: str,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    chunk: int = _CHUNK_IMAGES,
+    opener: Opener = open_local,
+) -> Iterator[np.ndarray]:
+    """Yields images ``start`` to ``stop`` in chunks, uint8 [<=chunk, 784].
+
+    Raises:
+      DataError: The file is damaged or shorter than its header says.
+    """
+    yield from _read_values(path, _IMAGES_MAGIC, "images", PIXELS, start, stop, chunk, opener)
+
+
+def read_labels(
+    path: str,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    chunk: int = _CHUNK_IMAGES,
+    opener: Opener = open_local,
+) -> Iterator[np.ndarray]:
+    """Yields labels ``start`` to ``stop`` in chunks, uint8 [<=chunk].
+
+    Raises:
+      DataError: The file is damaged, or a label is over 9.
+    """
+    position = start
+    for values in _read_values(path, _LABELS_MAGIC, "labels", 1, start, stop, chunk, opener):
+        values = values.reshape(-1)
+        if values.size and values.max() > MAX_LABEL:
+            bad = int(np.argmax(values > MAX_LABEL))
+            raise DataError(
+                f"{path}: label {values[bad]} at position {position + bad}; "
+                f"labels are digits 0 to {MAX_LABEL}"
+            )
+        position += len(values)
+        yield values
+
+
+def _read_values(
+    path: str,
+    magic: int,
+    what: str,
+    width: int,
+    start: int,
+    stop: int | None,
+    chunk: int,
+    opener: Opener,
+) -> Iterator[np.ndarray]:
+    with _open(path, opener) as f:
+        count = _read_header(f, path, magic, what)
+        stop = count if stop is None else min(stop, count)
+        if start:
+            _skip(f, start * width, path)
+        for first in range(start, stop, chunk):
+            rows = min(chunk, stop - first)
+            data = _read_exactly(f, rows * width, path)
+            yield np.frombuffer(data, np.uint8).reshape(rows, width)
+        if stop == count:
+            _check_end(f, path)
+
+
+def _check_end(f: BinaryIO, path: str) -> None:
+    """Refuses a file that goes on after its last value.
+
+    For a compressed file this also reads, and so checks, the closing checksum.
+    """
+    try:
+        rest = f.read(1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise DataError(f"{path}: broken or truncated gzip file ({e}); fetch it again") from None
+    if rest:
+        raise DataError(f"{path}: longer than its header says; fetch it again")
+
+
+def _skip(f: BinaryIO, size: int, path: str) -> None:
+    if not isinstance(f, gzip.GzipFile):
+        f.seek(size, os.SEEK_CUR)
+        return
+    while size:
+        step = min(size, 1 << 20)
+        _read_exactly(f, step, path)
+        size -= step
+
+
+def check_split(
+    files: SplitFiles,
+    opener: Opener = open_local,
+    progress: Callable[[int], None] = lambda images: None,
+) -> SplitInfo:
+    """Reads a split to its end and checks all there is to check.
+
+    Args:
+      files: Where it is.
+      opener: Opens a path for binary reading.
+      progress: Called with the number of images read so far.
+
+    Returns:
+      Count, digest and label counts.
+
+    Raises:
+      DataError: Damaged or wrong files, no images, labels that do not match.
+    """
+    digest = hashlib.sha256()
+    count = count_images(files.images, opener)
+    if count == 0:
+        raise DataError(f"{files.images}: holds no images")
+    digest.update(struct.pack(">IIII", _IMAGES_MAGIC, count, SIDE, SIDE))
+    seen = 0
+    for images in read_images(files.images, opener=opener):
+        digest.update(images)
+        seen += len(images)
+        progress(seen)
+    counts = np.zeros(MAX_LABEL + 1, np.int64)
+    if files.labels is not None:
+        with _open(files.labels, opener) as f:
+            labels = _read_header(f, files.labels, _LABELS_MAGIC, "labels")
+        if labels != count:
+            raise DataError(
+                f"{files.labels}: {labels:,} labels for the {count:,} images of {files.images}"
+            )
+        digest.update(struct.pack(">II", _LABELS_MAGIC, count))
+        for values in read_labels(files.labels, opener=opener):
+            digest.update(values)
+            counts += np.bincount(values, minlength=MAX_LABEL + 1)
+    return SplitInfo(
+        count=count,
+        labelled=files.labels is not None,
+        digest=digest.hexdigest(),
+        label_counts=tuple(int(c) for c in counts) if files.labels is not None else (),
+    )
+
+
+def combine_digests(splits: dict[str, SplitInfo]) -> str:
+    """One digest of a whole set: SHA-256 over the splits' names and digests."""
+    digest = hashlib.sha256()
+    for name in sorted(splits):
+        digest.update(f"{name} {splits[name].digest}\n".encode())
+    return digest.hexdigest()
+
+
+def find_split_files(paths: list[str], where: str) -> SplitFiles:
+    """Picks images and labels of a split out of a listing.
+
+    Args:
+      paths: Candidates, such as the matches of a split's pattern. Where both a
+        plain and a compressed file are there, the plain one is taken.
+      where: What was looked through, for the message.
+
+    Raises:
+      DataError: No images among them.
+    """
+
+    def pick(kind: str) -> str | None:
+        matches = [p for p in sorted(paths) if os.path.basename(p).removesuffix(".gz").endswith(kind)]
+        return matches[0] if matches else None
+
+    images = pick(IMAGES)
+    if images is None:
+        raise DataError(f"{where}: no file *-{IMAGES}[.gz]")
+    return SplitFiles(images=images, labels=pick(LABELS))
+
+
+def write_idx(path: str, values: np.ndarray) -> None:
+    """Writes uint8 images [n, 28, 28] or labels [n] as a plain IDX file."""
+    values = np.ascontiguousarray(values, np.uint8)
+    header = struct.pack(">I", (_UINT8 << 8) | values.ndim)
+    header += struct.pack(">" + "I" * values.ndim, *values.shape)
+    with open(path, "wb") as f:
+        f.write(header)
+        f.write(values.data)

@@ -1,0 +1,110 @@
+"""Executor of AtomicPusher."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+from typing import Any
+
+from tfx import types
+from tfx.components.pusher import executor as tfx_pusher
+from tfx.dsl.io import fileio
+from tfx.proto import pusher_pb2
+from tfx.types import artifact_utils, standard_component_specs
+from tfx.utils import io_utils, proto_utils
+
+_logger = logging.getLogger(__name__)
+
+# In a pushed version: which Model artifact it came from.
+ORIGIN_FILE = os.path.join("assets.extra", "origin.json")
+_STAGING_PREFIX = "_tmp."
+
+
+class Executor(tfx_pusher.Executor):
+    """Copies a blessed model beside the versions and renames it into place.
+
+    TFX's own executor copies straight into the version folder, which a server
+    that polls every second finds half full. A model that is the newest version
+    already (a push that was killed before its record was written) is not
+    pushed twice.
+    """
+
+    def Do(  # noqa: N802
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """See the base class."""
+        self._log_startup(input_dict, output_dict, exec_properties)
+        pushed = artifact_utils.get_single_instance(
+            output_dict[standard_component_specs.PUSHED_MODEL_KEY]
+        )
+        if not self.CheckBlessing(input_dict):
+            self._MarkNotPushed(pushed)
+            return
+        destination = pusher_pb2.PushDestination()
+        proto_utils.json_to_proto(
+            exec_properties[standard_component_specs.PUSH_DESTINATION_KEY], destination
+        )
+        if destination.WhichOneof("destination") != "filesystem":
+            raise NotImplementedError("AtomicPusher pushes to a file system only")
+        base = destination.filesystem.base_directory
+        origin = artifact_utils.get_single_uri(input_dict[standard_component_specs.MODEL_KEY])
+        path = push(self.GetModelPath(input_dict), base, origin)
+        io_utils.copy_dir(path, pushed.uri)
+        self._MarkPushed(
+            pushed, pushed_destination=path, pushed_version=os.path.basename(path)
+        )
+        _logger.info("Model pushed to %s.", path)
+
+
+def versions(base: str) -> list[int]:
+    """The versions under ``base``, ascending; empty where there is no such folder."""
+    if not fileio.isdir(base):
+        return []
+    names = (name.rstrip("/") for name in fileio.listdir(base))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def push(model_path: str, base: str, origin: str) -> str:
+    """Publishes a SavedModel as the newest version under ``base``.
+
+    Args:
+      model_path: Folder of the SavedModel.
+      base: Folder of the servable's versions.
+      origin: URI of the Model artifact.
+
+    Returns:
+      Folder of the version, named by Unix time or, where the clock went back,
+      one above the newest.
+    """
+    fileio.makedirs(base)
+    for name in fileio.listdir(base):
+        if name.startswith(_STAGING_PREFIX):
+            # Left by a push that was killed; the run's lock keeps others out.
+            fileio.rmtree(os.path.join(base, name.rstrip("/")))
+    existing = versions(base)
+    if existing:
+        newest = os.path.join(base, str(existing[-1]))
+        if _origin_of(newest) == origin:
+            return newest
+    staging = os.path.join(base, f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
+    io_utils.copy_dir(model_path, staging)
+    origin_file = os.path.join(staging, ORIGIN_FILE)
+    fileio.makedirs(os.path.dirname(origin_file))
+    io_utils.write_string_file(origin_file, json.dumps({"model_uri": origin}))
+    version = max([int(time.time()), *(v + 1 for v in existing[-1:])])
+    path = os.path.join(base, str(version))
+    fileio.rename(staging, path)
+    return path
+
+
+def _origin_of(version_path: str) -> str | None:
+    path = os.path.join(version_path, ORIGIN_FILE)
+    if not fileio.exists(path):
+        return None
+    return json.loads(io_utils.read_string_file(path)).get("model_uri")

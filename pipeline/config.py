@@ -1,0 +1,356 @@
+"""The configuration of a pipeline: parsed once, validated once, then passed on.
+
+A YAML file and ``--set a.b=value`` fill the same frozen dataclasses. What is
+not said is a default here, or, for a model and its training, in the catalogue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import annotated_types
+import pydantic
+import yaml
+
+from pipeline.errors import UserError
+from trainer.models.catalogue import (
+    Hyperparameters,
+    ModelSpec,
+    UnknownModelError,
+    get_model_spec,
+)
+
+DEFAULT_MODEL = "simple"
+DEFAULT_ROOT = "runs"
+
+Digit = Annotated[int, annotated_types.Interval(ge=0, le=9)]
+Fraction = Annotated[float, annotated_types.Interval(gt=0, lt=1)]
+Count = Annotated[int, annotated_types.Ge(0)]
+PositiveInt = Annotated[int, annotated_types.Ge(1)]
+PositiveFloat = Annotated[float, annotated_types.Gt(0), annotated_types.Lt(float("inf"))]
+BeamValue = bool | int | float | str | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What to train on.
+
+    Attributes:
+      dir: Folder with the four IDX files.
+      dataset: ``auto``, ``mnist`` or ``mnist-5k``.
+      keep_labels: Digits to train on; None is all (one-class training).
+      drop_labels: Digits to leave out; the complement of ``keep_labels``.
+    """
+
+    dir: str | None = None
+    dataset: Literal["auto", "mnist", "mnist-5k"] = "auto"
+    keep_labels: tuple[Digit, ...] | None = None
+    drop_labels: tuple[Digit, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_labels is not None and self.drop_labels is not None:
+            raise ValueError("keep_labels and drop_labels exclude each other")
+        if self.kept() == ():
+            raise ValueError("keep_labels and drop_labels leave no digit")
+
+    def kept(self) -> tuple[int, ...] | None:
+        """The digits to train on, or None for all, labelled or not."""
+        if self.keep_labels is not None:
+            return tuple(sorted(set(self.keep_labels)))
+        if self.drop_labels is not None:
+            return tuple(d for d in range(10) if d not in self.drop_labels)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+    """How to train; None takes what the catalogue says for the model.
+
+    Attributes: see ``trainer.run_fn.TrainingOptions``.
+    """
+
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    xla: bool | None = None
+    steps_per_execution: PositiveInt = 50
+    mixed_precision: bool = False
+    strategy: Literal["auto", "mirrored", "multi_worker", "none"] = "auto"
+    seed: Count = 0
+    validation_fraction: Fraction = 0.05
+    patience: Count = 10
+    streaming: bool = False
+    anomaly_quantile: Fraction = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorConfig:
+    """When a model is good enough.
+
+    Attributes:
+      max_mse: Absolute bound on the mean MSE; None takes the catalogue's.
+      max_increase: How much worse than the baseline, relative to it.
+      baseline: Whether to compare with the last blessed model of the servable.
+    """
+
+    max_mse: PositiveFloat | None = None
+    max_increase: Annotated[float, annotated_types.Ge(0)] = 0.05
+    baseline: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class PusherConfig:
+    """Where models are served from.
+
+    Attributes:
+      dir: Folder above the servables; None is ``<root>/serving``.
+      name: What the model is served as; None is the model's name, and for a
+        one-class model its name and digits.
+    """
+
+    dir: str | None = None
+    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """The selected model.
+
+    Attributes:
+      name: In the catalogue.
+      hyperparameters: Complete and checked.
+    """
+
+    name: str
+    hyperparameters: Hyperparameters
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Its catalogue entry."""
+        return get_model_spec(self.name)
+
+
+def _default_choice() -> ModelChoice:
+    return ModelChoice(DEFAULT_MODEL, get_model_spec(DEFAULT_MODEL).hyperparameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """Everything a run needs to know.
+
+    Attributes:
+      name: Of the pipeline, in ML Metadata.
+      root: Folder of all that a run writes.
+      cache: Whether what was computed from the same input is used again.
+      data: What to train on.
+      model: The selected model and its hyper-parameters.
+      trainer: How to train.
+      evaluator: When a model is good enough.
+      pusher: Where models are served from.
+      beam: Beam's pipeline options, by name.
+    """
+
+    name: str = "mnist-autoencoder"
+    root: str = DEFAULT_ROOT
+    cache: bool = True
+    data: DataConfig = DataConfig()
+    model: ModelChoice = dataclasses.field(default_factory=_default_choice)
+    trainer: TrainerConfig = TrainerConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    pusher: PusherConfig = PusherConfig()
+    beam: dict[str, BeamValue] = dataclasses.field(default_factory=dict)
+
+    @property
+    def servable(self) -> str:
+        """What the model is served as: the name of its folder of versions."""
+        if self.pusher.name is not None:
+            return self.pusher.name
+        kept = self.data.kept()
+        digits = "" if kept is None else "-only-" + "".join(map(str, kept))
+        return self.model.name + digits
+
+    def training_options(self) -> dict[str, Any]:
+        """``trainer`` with the catalogue's values for what is None."""
+        values = dataclasses.asdict(self.trainer)
+        defaults = self.model.spec.training
+        for key in ("epochs", "batch_size", "learning_rate", "xla"):
+            if values[key] is None:
+                values[key] = getattr(defaults, key)
+        return values
+
+    def max_mse(self) -> float:
+        """The absolute bound on the mean MSE."""
+        if self.evaluator.max_mse is not None:
+            return self.evaluator.max_mse
+        return self.model.spec.max_mse
+
+    def beam_args(self) -> list[str]:
+        """``beam`` as flags."""
+        flags = []
+        for key, value in self.beam.items():
+            if isinstance(value, bool):
+                flags += [f"--{key}"] if value else []
+            elif isinstance(value, (tuple, list)):
+                flags += [f"--{key}={item}" for item in value]
+            else:
+                flags.append(f"--{key}={value}")
+        return flags
+
+
+def load(path: str | None, assignments: Sequence[str] = ()) -> PipelineConfig:
+    """Reads a configuration.
+
+    Args:
+      path: A YAML file, or None.
+      assignments: ``a.b=value`` with a YAML value; they win over the file.
+
+    Raises:
+      UserError: Unreadable file, no YAML, unknown key, wrong type or value; the
+        message names the key, where it stands and the nearest known one.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(path)
+    for assignment in assignments:
+        _assign(values, assignment)
+    return parse(values, where=path or "--set")
+
+
+def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineConfig:
+    """Checks a mapping and makes a configuration of it; see :func:`load`."""
+    values = dict(values)
+    choice = _parse_model(values.pop("model", None), where)
+    config = _validate(PipelineConfig, values, where, prefix=())
+    return dataclasses.replace(config, model=choice)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as f:
+            values = yaml.load(f, _Loader)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(e, "problem", None) or "no text"
+        raise UserError(f"{path}{line}: not YAML ({problem})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a configuration is a YAML mapping, such as 'model: simple'")
+    return values
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    key, sign, text = assignment.partition("=")
+    if not sign or not key:
+        raise UserError(f"--set {assignment}: expected KEY=VALUE, such as trainer.epochs=10")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(f"--set {assignment}: the value is not YAML; quote it") from None
+    *parents, last = key.split(".")
+    target = values
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if parent == "model" and isinstance(inner, str):
+            inner = target[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {assignment}: {parent!r} is not a section")
+        target = inner
+    if not parents and last == "model" and isinstance(target.get("model"), dict):
+        target = target["model"]
+        last = "name"
+    target[last] = value
+
+
+def _parse_model(value: Any, where: str) -> ModelChoice:
+    if value is None:
+        return _default_choice()
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: model: expected a name or a mapping with 'name'")
+    given = dict(value)
+    name = given.pop("name", DEFAULT_MODEL)
+    try:
+        spec = get_model_spec(str(name))
+    except UnknownModelError as e:
+        raise UserError(f"{where}: {e}") from None
+    hyperparameters = _validate(
+        spec.hyperparameters, given, where, prefix=("model",), subject=f"model {spec.name!r}, "
+    )
+    return ModelChoice(spec.name, hyperparameters)
+
+
+def _validate(
+    schema: type, values: Mapping[str, Any], where: str, prefix: tuple[str, ...], subject: str = ""
+) -> Any:
+    _refuse_unknown(schema, values, where, prefix, subject)
+    try:
+        # By way of JSON, so that strictness still lets a list be a tuple.
+        adapter = pydantic.TypeAdapter(schema)
+        return adapter.validate_json(json.dumps(values, default=str), strict=True)
+    except pydantic.ValidationError as e:
+        error = e.errors(include_url=False)[0]
+        path = [str(part) for part in error["loc"] if not _is_union_member(part)]
+        key = ".".join([*prefix, *path])
+        reason = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "literal_error":
+            expected = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            near = difflib.get_close_matches(str(error["input"]), expected, n=1, cutoff=0.5)
+            reason += f"; did you mean {near[0]!r}?" if near else ""
+        shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
+        raise UserError(f"{where}: {subject}{key or 'configuration'}: {reason}{shown}") from None
+
+
+def _is_union_member(part: int | str) -> bool:
+    """Whether a part of an error's location is a type's name, not a key."""
+    return isinstance(part, str) and not part.replace("_", "").isalnum()
+
+
+def _refuse_unknown(
+    schema: type, values: Mapping[str, Any], where: str, prefix: tuple[str, ...], subject: str
+) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {subject}{'.'.join(prefix)}: expected a mapping, got {values!r}")
+    hints = typing.get_type_hints(schema)
+    known = [field.name for field in dataclasses.fields(schema) if field.init]
+    for key, value in values.items():
+        full = ".".join([*prefix, str(key)])
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {'.'.join([*prefix, near[0]])!r}?"
+                if near
+                else f"known: {', '.join(known)}"
+            )
+            raise UserError(f"{where}: {subject}unknown key {full!r}; {hint}")
+        inner = _dataclass_of(hints[key])
+        if inner is not None:
+            _refuse_unknown(inner, value, where, (*prefix, key), subject)
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
+        return hint if dataclasses.is_dataclass(hint) else None
+    return None

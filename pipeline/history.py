@@ -1,0 +1,203 @@
+"""What ML Metadata knows of the runs in a root: states, figures, pushes."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from typing import Any
+
+from ml_metadata import metadata_store
+from ml_metadata.proto import metadata_store_pb2
+
+_RUN_CONTEXT = "pipeline_run"
+_NODE_CONTEXT = "node"
+_STATES = metadata_store_pb2.Execution
+FINISHED = (_STATES.COMPLETE, _STATES.CACHED)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentRecord:
+    """What a component did in a run.
+
+    Attributes:
+      id: Of the node.
+      seconds: From start to end; 0 for a component answered from the cache.
+      cached: Whether its outputs are those of an earlier run.
+      state: ``complete``, ``cached``, ``failed``, ``running`` or ``canceled``.
+    """
+
+    id: str
+    seconds: float
+    cached: bool
+    state: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A run, as ML Metadata has it.
+
+    Attributes:
+      run_id: Its identifier, sortable by time.
+      started: Local time of the first component.
+      state: ``complete``, ``failed`` or ``running``.
+      components: In the order they ran.
+      properties: Custom properties of its RunReport; empty where it has none.
+      report_uri: Folder of its RunReport, or None.
+      pushed_version: Version it pushed, or None.
+      pushed_path: Folder of that version, or None.
+    """
+
+    run_id: str
+    started: datetime.datetime
+    state: str
+    components: list[ComponentRecord]
+    properties: dict[str, Any]
+    report_uri: str | None
+    pushed_version: str | None
+    pushed_path: str | None
+
+
+def open_store(path: str) -> metadata_store.MetadataStore:
+    """Opens the SQLite store at ``path``."""
+    config = metadata_store_pb2.ConnectionConfig()
+    config.sqlite.filename_uri = path
+    config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE
+    return metadata_store.MetadataStore(config)
+
+
+def runs(store: metadata_store.MetadataStore, pipeline_name: str | None = None) -> list[RunRecord]:
+    """All runs in the store, oldest first."""
+    contexts = store.get_contexts_by_type(_RUN_CONTEXT)
+    records = [_record(store, context) for context in contexts]
+    found = [r for r in records if r is not None]
+    return sorted(found, key=lambda r: (r.started, r.run_id))
+
+
+def run(store: metadata_store.MetadataStore, run_id: str) -> RunRecord:
+    """The run called ``run_id``.
+
+    Raises:
+      KeyError: No such run.
+    """
+    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
+    record = _record(store, context) if context is not None else None
+    if record is None:
+        raise KeyError(run_id)
+    return record
+
+
+def node_execution(
+    store: metadata_store.MetadataStore, run_id: str, node_id: str
+) -> metadata_store_pb2.Execution | None:
+    """The execution of a node in a run, or None."""
+    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
+    if context is None:
+        return None
+    for execution in store.get_executions_by_context(context.id):
+        if _node_id(store, execution) == node_id:
+            return execution
+    return None
+
+
+def _record(
+    store: metadata_store.MetadataStore, context: metadata_store_pb2.Context
+) -> RunRecord | None:
+    executions = sorted(store.get_executions_by_context(context.id), key=lambda e: e.id)
+    if not executions:
+        return None
+    components = []
+    for execution in executions:
+        state = _STATES.State.Name(execution.last_known_state).lower()
+        elapsed = execution.last_update_time_since_epoch - execution.create_time_since_epoch
+        cached = execution.last_known_state == _STATES.CACHED
+        components.append(
+            ComponentRecord(
+                id=_node_id(store, execution),
+                seconds=0.0 if cached else elapsed / 1000,
+                cached=cached,
+                state=state,
+            )
+        )
+    reports = _outputs(store, executions, "RunReport")
+    pushes = [
+        a
+        for a in _outputs(store, executions, "PushedModel")
+        if a.custom_properties["pushed"].int_value
+    ]
+    states = [e.last_known_state for e in executions]
+    if any(s in (_STATES.FAILED, _STATES.CANCELED) for s in states):
+        state = "failed"
+    elif all(s in FINISHED for s in states) and reports:
+        state = "complete"
+    else:
+        state = "running"
+    push = pushes[-1].custom_properties if pushes else None
+    return RunRecord(
+        run_id=context.name,
+        started=datetime.datetime.fromtimestamp(executions[0].create_time_since_epoch / 1000),
+        state=state,
+        components=components,
+        properties=_values(reports[-1]) if reports else {},
+        report_uri=reports[-1].uri if reports else None,
+        pushed_version=push["pushed_version"].string_value if push else None,
+        pushed_path=push["pushed_destination"].string_value if push else None,
+    )
+
+
+def _outputs(
+    store: metadata_store.MetadataStore,
+    executions: list[metadata_store_pb2.Execution],
+    type_name: str,
+) -> list[metadata_store_pb2.Artifact]:
+    outputs = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.DECLARED_OUTPUT)
+    events = store.get_events_by_execution_ids([e.id for e in executions])
+    ids = [event.artifact_id for event in events if event.type in outputs]
+    artifacts = store.get_artifacts_by_id(sorted(set(ids)))
+    return [a for a in artifacts if a.type == type_name]
+
+
+def _node_id(
+    store: metadata_store.MetadataStore, execution: metadata_store_pb2.Execution
+) -> str:
+    for context in store.get_contexts_by_execution(execution.id):
+        if context.type == _NODE_CONTEXT:
+            return context.name.split(".", 1)[1]
+    return execution.type.rsplit(".", 1)[-1]
+
+
+def _values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
+    return {
+        key: getattr(value, value.WhichOneof("value"))
+        for key, value in artifact.custom_properties.items()
+    }
+
+
+def mark_interrupted(store: metadata_store.MetadataStore) -> list[int]:
+    """Marks executions that were killed as failed.
+
+    Call it only where no run can be under way.
+
+    Returns:
+      Identifiers of the executions.
+    """
+    interrupted = [
+        e for e in store.get_executions() if e.last_known_state in (_STATES.NEW, _STATES.RUNNING)
+    ]
+    for execution in interrupted:
+        execution.last_known_state = _STATES.FAILED
+    if interrupted:
+        store.put_executions(interrupted)
+    return [e.id for e in interrupted]
+
+
+def missing_pushes(store: metadata_store.MetadataStore) -> list[str]:
+    """URIs of PushedModel artifacts whose pushed version is no longer there."""
+    if not any(t.name == "PushedModel" for t in store.get_artifact_types()):
+        return []
+    return [
+        artifact.uri
+        for artifact in store.get_artifacts_by_type("PushedModel")
+        if artifact.custom_properties["pushed"].int_value
+        and not os.path.isdir(artifact.custom_properties["pushed_destination"].string_value)
+    ]

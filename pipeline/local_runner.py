@@ -1,0 +1,241 @@
+"""Runs the pipeline on this machine, node by node, with TFX's own launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import glob
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ml_metadata.proto import metadata_store_pb2
+from tfx.dsl.compiler import compiler
+from tfx.dsl.compiler import constants as compiler_constants
+from tfx.orchestration import metadata
+from tfx.orchestration.local import runner_utils
+from tfx.orchestration.portable import launcher, runtime_parameter_utils
+from tfx.proto.orchestration import pipeline_pb2
+
+from components.mnist_example_gen import datasets
+from components.report.component import SUMMARY_FILE
+from pipeline import history
+from pipeline.config import PipelineConfig
+from pipeline.errors import RunError, UserError
+from pipeline.pipeline import create_pipeline, metadata_path
+
+_logger = logging.getLogger(__name__)
+
+_LOCK_FILE = ".lock"
+
+
+class NodeListener:
+    """Is told what happens; the terminal shows it."""
+
+    def started(self, node_id: str) -> None:
+        """A node is about to run."""
+
+    def finished(self, node_id: str, seconds: float, cached: bool) -> None:
+        """A node has ended well, after ``seconds``, or from the cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeTiming:
+    """How long a node took, imports and metadata included."""
+
+    id: str
+    seconds: float
+    cached: bool
+
+
+def new_run_id() -> str:
+    """An identifier of a run: the time, so that identifiers sort."""
+    return datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+
+
+@contextlib.contextmanager
+def locked(root: str) -> Iterator[None]:
+    """Makes ``root`` and keeps other runs out of it.
+
+    Raises:
+      UserError: The folder cannot be written, or another run is in it.
+    """
+    try:
+        os.makedirs(root, exist_ok=True)
+        lock = open(os.path.join(root, _LOCK_FILE), "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as e:
+        raise UserError(
+            f"{e.filename or root}: cannot be written ({e.strerror}); choose another --root"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EACCES):
+                raise UserError(f"{root}: cannot be locked ({e.strerror})") from None
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise UserError(
+                f"{root}: another run is at work there (process {owner}); "
+                "wait for it or choose another --root"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def run(
+    config: PipelineConfig,
+    dataset: datasets.Dataset,
+    *,
+    run_id: str | None = None,
+    listener: NodeListener | None = None,
+) -> dict[str, Any]:
+    """Runs the pipeline once; the caller holds the lock of ``config.root``.
+
+    Args:
+      config: What to run.
+      dataset: The data set that was found.
+      run_id: Of the run; made of the time when None.
+      listener: Told what happens.
+
+    Returns:
+      The result as ``mnist-ae run --json`` prints it.
+
+    Raises:
+      UserError: The folder cannot be written.
+      RunError: A component failed.
+      Exception: As raised by a component, where it has an ``exit_code``.
+    """
+    run_id = run_id or new_run_id()
+    listener = listener or NodeListener()
+    _recover(config)
+    labelled = all(split.labelled for split in dataset.splits.values())
+    pipeline = create_pipeline(config, data_folder=dataset.folder, labelled=labelled)
+    ir = compiler.Compiler().compile(pipeline)
+    timings = launch(ir, run_id, listener)
+    return result(config, run_id, timings)
+
+
+def launch(
+    ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener
+) -> list[NodeTiming]:
+    """Launches every node of a compiled pipeline in order."""
+    runtime_parameter_utils.substitute_runtime_parameter(
+        ir, {compiler_constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+    )
+    deployment = runner_utils.extract_local_deployment_config(ir)
+    connection = getattr(
+        deployment.metadata_connection_config,
+        deployment.metadata_connection_config.WhichOneof("connection_config"),
+    )
+    timings = []
+    for node in ir.nodes:
+        pipeline_node = node.pipeline_node
+        node_id = pipeline_node.node_info.id
+        listener.started(node_id)
+        started = time.monotonic()
+        launch_node(ir, pipeline_node, deployment, connection)
+        cached = _finished_from_cache(connection, run_id, node_id)
+        timing = NodeTiming(node_id, time.monotonic() - started, cached)
+        timings.append(timing)
+        listener.finished(node_id, timing.seconds, cached)
+    return timings
+
+
+def launch_node(
+    ir: pipeline_pb2.Pipeline,
+    node: pipeline_pb2.PipelineNode,
+    deployment: Any,
+    connection: metadata_store_pb2.ConnectionConfig,
+) -> None:
+    """Launches one node, as TFX's LocalDagRunner does.
+
+    Raises:
+      RunError: It failed; exceptions with an ``exit_code`` pass as they are.
+    """
+    node_id = node.node_info.id
+    try:
+        launcher.Launcher(
+            pipeline_node=node,
+            mlmd_connection=metadata.Metadata(connection),
+            pipeline_info=ir.pipeline_info,
+            pipeline_runtime_spec=ir.runtime_spec,
+            executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
+            custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node_id),
+        ).launch()
+    except Exception as e:
+        if hasattr(e, "exit_code"):
+            raise
+        _logger.exception("%s failed", node_id)
+        if _is_disk_full(e):
+            raise UserError(
+                f"{node_id} failed: no space left on the disk; free some and run the same "
+                "command again"
+            ) from e
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        raise RunError(f"{node_id} failed: {type(e).__name__}: {lines[0][:500]}") from e
+
+
+def result(config: PipelineConfig, run_id: str, timings: list[NodeTiming]) -> dict[str, Any]:
+    """What a finished run found, read back from ML Metadata."""
+    store = history.open_store(metadata_path(config))
+    record = history.run(store, run_id)
+    if record.report_uri is None:
+        raise RunError(f"run {run_id} has no report: a component was skipped; see the log")
+    with open(os.path.join(record.report_uri, SUMMARY_FILE), encoding="utf-8") as f:
+        summary = json.load(f)
+    return {
+        "run_id": run_id,
+        **summary,
+        "pushed_version": record.pushed_version,
+        "pushed_path": record.pushed_path,
+        "components": [dataclasses.asdict(timing) for timing in timings],
+    }
+
+
+def _finished_from_cache(
+    connection: metadata_store_pb2.ConnectionConfig, run_id: str, node_id: str
+) -> bool:
+    """Whether a node was answered from the cache; fails if it did not finish."""
+    with metadata.Metadata(connection) as handle:
+        execution = history.node_execution(handle.store, run_id, node_id)
+    if execution is None or execution.last_known_state not in history.FINISHED:
+        raise RunError(f"{node_id} did not run: an input is missing; see the log")
+    return execution.last_known_state == metadata_store_pb2.Execution.CACHED
+
+
+def _recover(config: PipelineConfig) -> None:
+    """Puts right what a killed run left behind."""
+    path = metadata_path(config)
+    if not os.path.exists(path):
+        return
+    store = history.open_store(path)
+    root = os.path.join(os.path.abspath(config.root), "pipeline")
+    for execution_id in history.mark_interrupted(store):
+        for folder in glob.glob(os.path.join(glob.escape(root), "*", "*", str(execution_id))):
+            _logger.info("removing %s, left by a killed run", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    for uri in history.missing_pushes(store):
+        # Without its artifact the Pusher is not answered from the cache.
+        shutil.rmtree(uri, ignore_errors=True)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+

@@ -1,0 +1,195 @@
+"""create_pipeline: the only place where components are wired."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow_data_validation as tfdv
+from ml_metadata.proto import metadata_store_pb2
+from tfx.components.evaluator.component import Evaluator
+from tfx.components.example_validator.component import ExampleValidator
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.components.statistics_gen.component import StatisticsGen
+from tfx.components.trainer.component import Trainer
+from tfx.components.transform.component import Transform
+from tfx.orchestration import metadata, pipeline
+from tfx.proto import pusher_pb2
+
+from components import baseline, evaluation, features
+from components.data_gate import DataGate
+from components.mnist_example_gen.component import MnistExampleGen
+from components.pca_reference import PcaReference
+from components.pusher import AtomicPusher
+from components.report.component import RunReport
+from pipeline.config import PipelineConfig
+
+_PACKAGES = ("components", "trainer")
+
+# Beam's in-memory runner with one worker: for data of this size the start-up
+# of several workers costs more than they save (docs/beam.md has the figures).
+_LOCAL_BEAM = {
+    "runner": "DirectRunner",
+    "direct_running_mode": "in_memory",
+    "direct_num_workers": 1,
+}
+
+
+def create_pipeline(
+    config: PipelineConfig,
+    *,
+    data_folder: str,
+    labelled: bool = True,
+    metadata_connection: metadata_store_pb2.ConnectionConfig | None = None,
+    pipeline_root: str | None = None,
+) -> pipeline.Pipeline:
+    """Wires the pipeline, for every way of running it.
+
+    Args:
+      config: What to run.
+      data_folder: Folder with the IDX files.
+      labelled: Whether the images have labels, so that losses can be sliced.
+      metadata_connection: ML Metadata store; SQLite under ``config.root`` when
+        None.
+      pipeline_root: Where artifacts go; under ``config.root`` when None.
+
+    Returns:
+      A TFX pipeline whose nodes are in topological order.
+    """
+    root = os.path.abspath(config.root)
+    example_gen = MnistExampleGen(input_base=data_folder, keep_labels=config.data.kept())
+    schema = ImportSchemaGen(schema_file=str(features.SCHEMA_FILE))
+    # TFX's cache knows inputs and parameters but neither code nor the content of
+    # the schema file: stamped on what comes first, an edit is never answered
+    # from the cache.
+    _stamp(example_gen.outputs["examples"], code=code_digest())
+    _stamp(schema.outputs["schema"], digest=_digest([features.SCHEMA_FILE]))
+    examples = example_gen.outputs["examples"]
+    statistics = StatisticsGen(
+        examples=examples,
+        schema=schema.outputs["schema"],
+        stats_options=tfdv.StatsOptions(num_top_values=10, num_rank_histogram_buckets=10),
+    )
+    validator = ExampleValidator(
+        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
+    )
+    gate = DataGate(
+        statistics=statistics.outputs["statistics"], anomalies=validator.outputs["anomalies"]
+    )
+    transform = Transform(
+        examples=examples,
+        schema=schema.outputs["schema"],
+        preprocessing_fn="components.preprocessing.preprocessing_fn",
+        # The graph has nothing to learn from the data and costs less to run in
+        # the input pipeline than its float output to write and read back.
+        materialize=False,
+        disable_statistics=True,
+    )
+    reference = PcaReference(examples=examples)
+    trainer = Trainer(
+        run_fn="trainer.run_fn.run_fn",
+        examples=examples,
+        transform_graph=transform.outputs["transform_graph"],
+        schema=schema.outputs["schema"],
+        custom_config=trainer_config(config),
+    )
+    _stamp(trainer.outputs["model"], **{baseline.SERVABLE_PROPERTY: config.servable})
+    resolver = baseline.baseline_resolver(trainer.outputs["model"])
+    evaluator = Evaluator(
+        examples=examples,
+        model=trainer.outputs["model"],
+        baseline_model=resolver.outputs[baseline.MODEL] if config.evaluator.baseline else None,
+        eval_config=evaluation.eval_config(
+            max_mse=config.max_mse(),
+            max_increase=config.evaluator.max_increase,
+            use_baseline=config.evaluator.baseline,
+            by_label=labelled,
+        ),
+        example_splits=[features.EVAL_SPLIT],
+        schema=schema.outputs["schema"],
+    )
+    pusher = AtomicPusher(
+        model=trainer.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(
+                base_directory=os.path.join(serving_dir(config), config.servable)
+            )
+        ),
+    )
+    report = RunReport(
+        examples=examples,
+        model=trainer.outputs["model"],
+        model_run=trainer.outputs["model_run"],
+        evaluation=evaluator.outputs["evaluation"],
+        blessing=evaluator.outputs["blessing"],
+        reference=reference.outputs["reference"],
+        model_name=config.model.name,
+        servable=config.servable,
+    )
+    for node in (transform, reference):
+        node.add_upstream_node(gate)
+    nodes = [example_gen, schema, statistics, validator, gate, transform, reference, trainer]
+    if config.evaluator.baseline:
+        nodes.append(resolver)
+    nodes += [evaluator, pusher, report]
+    return pipeline.Pipeline(
+        pipeline_name=config.name,
+        pipeline_root=pipeline_root or os.path.join(root, "pipeline"),
+        components=nodes,
+        enable_cache=config.cache,
+        metadata_connection_config=metadata_connection
+        or metadata.sqlite_metadata_connection_config(metadata_path(config)),
+        beam_pipeline_args=beam_args(config),
+    )
+
+
+def metadata_path(config: PipelineConfig) -> str:
+    """The SQLite file of ML Metadata."""
+    return os.path.join(os.path.abspath(config.root), "metadata.sqlite")
+
+
+def serving_dir(config: PipelineConfig) -> str:
+    """The folder above the servables."""
+    return os.path.abspath(config.pusher.dir or os.path.join(config.root, "serving"))
+
+
+def beam_args(config: PipelineConfig) -> list[str]:
+    """Beam's flags: the user's, over the local defaults where no other runner is named."""
+    options = dict(config.beam)
+    if options.get("runner", "DirectRunner") == "DirectRunner":
+        options = {**_LOCAL_BEAM, **options}
+    return dataclasses.replace(config, beam=options).beam_args()
+
+
+def trainer_config(config: PipelineConfig) -> dict[str, Any]:
+    """The Trainer's ``custom_config``: plain data, part of its cache key."""
+    return {
+        "model": config.model.name,
+        "hyperparameters": dataclasses.asdict(config.model.hyperparameters),
+        "options": config.training_options(),
+        "facts": {"servable": config.servable},
+    }
+
+
+def code_digest() -> str:
+    """Tells versions of the components' code apart."""
+    base = pathlib.Path(__file__).parent.parent
+    return _digest(sorted(path for name in _PACKAGES for path in (base / name).rglob("*.py")))
+
+
+def _digest(paths: Iterable[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _stamp(channel: Any, **properties: str) -> None:
+    """Gives the artifacts of a channel custom properties; they count for the cache."""
+    channel.additional_custom_properties = {**channel.additional_custom_properties, **properties}

@@ -1,0 +1,332 @@
+"""The Trainer component's entry point: data, model, strategy, fit, export.
+
+:func:`run_fn` is called by TFX. A :class:`TrainingJob` holds all it needs, as
+plain data: its digest names the checkpoints, and a multi-worker training runs
+it in processes of its own (``python -m trainer.run_fn JOB.json``), because
+TensorFlow wants that strategy made before anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from serving import contract
+from trainer import data, monitoring, signatures, strategy
+from trainer.checkpoint import Checkpointer
+from trainer.models import build_model, get_model_spec
+from trainer.models.base import Autoencoder, per_image_mse
+from trainer.models.keras_api import keras
+
+_logger = logging.getLogger(__name__)
+
+TRAINING_FILE = "training.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How to train, resolved: nothing is left to a default.
+
+    Attributes:
+      epochs: Passes over the training split.
+      batch_size: Images a step and replica.
+      learning_rate: Of the model's optimizer.
+      xla: Whether to compile the step with XLA.
+      steps_per_execution: Steps a call of the training function.
+      mixed_precision: float16 on GPUs, bfloat16 on CPUs.
+      strategy: Name of the distribution strategy.
+      seed: Of weights, noise, permutations and the validation part.
+      validation_fraction: Part of the training split that is set aside for
+        early stopping and the anomaly threshold.
+      patience: Epochs without improvement before stopping; 0 never stops.
+      streaming: Read from the files in every epoch instead of memory.
+      anomaly_quantile: Of the validation errors; above it is an anomaly.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    xla: bool
+    steps_per_execution: int = 50
+    mixed_precision: bool = False
+    strategy: str = strategy.AUTO
+    seed: int = 0
+    validation_fraction: float = 0.05
+    patience: int = 10
+    streaming: bool = False
+    anomaly_quantile: float = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """A training as plain data.
+
+    Attributes:
+      model: Name in the catalogue.
+      hyperparameters: Of the model, complete.
+      options: How to train.
+      train_files: Patterns of the training examples.
+      transform_savedmodel: Folder of Transform's graph.
+      model_dir: Where the SavedModel goes.
+      log_dir: Where TensorBoard logs and ``training.json`` go.
+      checkpoint_root: Where checkpoints of interrupted trainings are kept.
+      facts: What else the model's metadata should say.
+    """
+
+    model: str
+    hyperparameters: dict[str, Any]
+    options: TrainingOptions
+    train_files: tuple[str, ...]
+    transform_savedmodel: str
+    model_dir: str
+    log_dir: str
+    checkpoint_root: str
+    facts: dict[str, Any]
+
+    def digest(self) -> str:
+        """Tells trainings apart by all that decides their result."""
+        values = dataclasses.asdict(self)
+        for place in ("model_dir", "log_dir", "checkpoint_root"):
+            del values[place]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The job as JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingJob:
+        """The inverse of :meth:`to_json`."""
+        values = json.loads(text)
+        values["options"] = TrainingOptions(**values["options"])
+        values["train_files"] = tuple(values["train_files"])
+        return cls(**values)
+
+
+def run_fn(fn_args: Any) -> None:
+    """Trains and exports the selected autoencoder.
+
+    Args:
+      fn_args: TFX's ``FnArgs``. ``custom_config`` holds ``model``,
+        ``hyperparameters``, ``options`` and ``facts`` (see TrainingJob).
+    """
+    config = fn_args.custom_config
+    output_root = os.path.dirname(os.path.dirname(fn_args.model_run_dir.rstrip("/")))
+    job = TrainingJob(
+        model=config["model"],
+        hyperparameters=config["hyperparameters"],
+        options=TrainingOptions(**config["options"]),
+        train_files=tuple(fn_args.train_files),
+        transform_savedmodel=os.path.join(fn_args.transform_graph_path, "transform_fn"),
+        model_dir=fn_args.serving_model_dir,
+        log_dir=fn_args.model_run_dir,
+        checkpoint_root=os.path.join(output_root, "checkpoints"),
+        facts=config.get("facts", {}),
+    )
+    if job.options.strategy == strategy.MULTI_WORKER:
+        _train_in_own_process(job)
+    else:
+        train(job)
+
+
+def train(job: TrainingJob) -> None:
+    """Trains and exports; every worker of a multi-worker training calls it."""
+    options = job.options
+    spec = get_model_spec(job.model)
+    distribution = strategy.make_strategy(options.strategy)
+    strategy.set_precision(options.mixed_precision)
+    keras.utils.set_random_seed(options.seed)
+    hyperparameters = spec.hyperparameters(**_init_values(spec, job.hyperparameters))
+
+    preprocess = data.Preprocessor(job.transform_savedmodel)
+    examples = data.read_examples(job.train_files)
+    training, validation = data.split_validation(
+        examples, options.validation_fraction, options.seed
+    )
+    with distribution.scope():
+        model = build_model(job.model, hyperparameters, seed=options.seed)
+    training = _visible_labels(model, training, options.seed)
+
+    chief = strategy.is_chief()
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint_dir = os.path.join(job.checkpoint_root, job.digest())
+        checkpointer = Checkpointer(
+            # Every worker writes its share of a checkpoint; only the chief's counts.
+            checkpoint_dir if chief else os.path.join(scratch, "checkpoints"),
+            monitor=getattr(model, "monitor", "val_loss"),
+            patience=options.patience,
+        )
+        started = time.monotonic()
+        _fit(
+            model, job, training, validation, preprocess, distribution, checkpointer,
+            log_dir=job.log_dir if chief else os.path.join(scratch, "logs"),
+        )
+        seconds = time.monotonic() - started
+        if not chief:
+            return
+        # A model of its own, outside the strategy: plain variables, nothing left
+        # of the training.
+        strategy.set_precision(False)
+        exported = build_model(job.model, hyperparameters, seed=options.seed)
+        exported.set_weights(model.get_weights())
+        threshold = anomaly_threshold(exported, validation, preprocess, options.anomaly_quantile)
+        facts = {
+            **job.facts,
+            "training": dataclasses.asdict(options),
+            "training_images": len(training),
+            "validation_images": len(validation),
+        }
+        served = signatures.ServedAutoencoder(exported, preprocess, threshold)
+        signatures.export(served, spec, job.model_dir, facts=facts)
+        summary = {
+            "seconds": seconds,
+            "epochs": len(checkpointer.history),
+            "history": checkpointer.history,
+            "anomaly_threshold": threshold,
+            **facts,
+        }
+        with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE), "w") as f:
+            json.dump(summary, f, indent=2)
+        checkpointer.discard()
+
+
+def _fit(
+    model: Autoencoder,
+    job: TrainingJob,
+    training: data.Examples,
+    validation: data.Examples,
+    preprocess: data.Preprocessor,
+    distribution: tf.distribute.Strategy,
+    checkpointer: Checkpointer,
+    *,
+    log_dir: str,
+) -> None:
+    """Runs the model's phases, from where an interrupted training stood."""
+    options = job.options
+    replicas = distribution.num_replicas_in_sync
+    batch_size = min(options.batch_size, max(1, len(training) // replicas))
+    steps = data.steps_per_epoch(len(training), batch_size, replicas)
+    phases = model.phases(options.epochs)
+    pictures = next(iter(data.evaluation_batches(validation, preprocess)))[0]
+    checkpointer.set_model(model)
+    checkpointer.restore_progress()
+    done = sum(phase.epochs for phase in phases[: checkpointer.phase])
+    for index in range(checkpointer.phase, len(phases)):
+        phase = phases[index]
+        with distribution.scope():
+            model.begin_phase(phase)
+            model.configure(
+                _defaults(options),
+                total_steps=steps * phase.epochs,
+                steps_per_execution=min(options.steps_per_execution, steps),
+            )
+            checkpointer.begin_phase(index, last=index == len(phases) - 1)
+        first = checkpointer.epoch
+
+        def batches(context, first=first, done=done, epochs=phase.epochs):
+            arguments = {
+                "batch_size": batch_size,
+                "seed": options.seed,
+                "first_epoch": done + first,
+                "epochs": done + epochs,
+                "context": context,
+            }
+            if options.streaming:
+                return data.streamed_batches(job.train_files, preprocess, **arguments)
+            return data.training_batches(
+                training,
+                preprocess,
+                labelled_batch_size=getattr(model.hp, "labelled_batch_size", 0),
+                **arguments,
+            )
+
+        callbacks = [
+            checkpointer,
+            monitoring.Progress(phase.epochs, steps),
+            monitoring.tensorboard(os.path.join(log_dir, phase.name)),
+            monitoring.Pictures(os.path.join(log_dir, phase.name, "pictures"), pictures),
+        ]
+        if first < phase.epochs and not checkpointer.stopped:
+            model.fit(
+                distribution.distribute_datasets_from_function(batches),
+                epochs=phase.epochs,
+                initial_epoch=first,
+                steps_per_epoch=steps,
+                validation_data=distribution.distribute_datasets_from_function(
+                    lambda context: data.evaluation_batches(validation, preprocess, context)
+                ),
+                callbacks=callbacks,
+                verbose=0,
+            )
+        else:
+            checkpointer.on_train_end()
+        done += phase.epochs
+
+
+def anomaly_threshold(
+    model: Autoencoder, validation: data.Examples, preprocess: data.Preprocessor, quantile: float
+) -> float:
+    """The ``quantile`` of the reconstruction errors of held-out training images."""
+    error = tf.function(lambda images: per_image_mse(images, model(images)))
+    batches = data.evaluation_batches(validation, preprocess)
+    errors = np.concatenate([error(images).numpy() for images, _ in batches])
+    return float(np.quantile(errors, quantile))
+
+
+def _visible_labels(model: Autoencoder, examples: data.Examples, seed: int) -> data.Examples:
+    """Hides from the model what it must not see."""
+    if not model.uses_labels:
+        return examples.without_labels()
+    count = getattr(model.hp, "labels", None)
+    if count is None:
+        return examples
+    return examples.with_labels(data.mask_labels(examples.labels, count, seed))
+
+
+def _defaults(options: TrainingOptions):
+    from trainer.models.catalogue import TrainingDefaults
+
+    return TrainingDefaults(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        xla=options.xla,
+    )
+
+
+def _init_values(spec, values: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments out of a complete dictionary of hyper-parameters."""
+    init = {field.name for field in dataclasses.fields(spec.hyperparameters) if field.init}
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key in init
+    }
+
+
+def _train_in_own_process(job: TrainingJob) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
+        f.write(job.to_json())
+        f.flush()
+        result = subprocess.run([sys.executable, "-m", "trainer.run_fn", f.name], check=False)
+    if result.returncode:
+        raise RuntimeError(
+            f"the multi-worker training failed (exit code {result.returncode}); its log is above"
+        )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    with tf.io.gfile.GFile(sys.argv[1]) as job_file:
+        train(TrainingJob.from_json(job_file.read()))

@@ -1,0 +1,143 @@
+"""What the SavedModel offers; names and keys are in serving/contract.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from components import features
+from components.preprocessing import scale_pixels
+from serving import contract
+from trainer.data import Preprocessor
+from trainer.models.base import Autoencoder, per_image_bce, per_image_mse
+from trainer.models.catalogue import Ability, ModelSpec
+
+_IMAGES = tf.TensorSpec([None, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH], tf.uint8)
+_STRINGS = tf.TensorSpec([None], tf.string)
+_INTS = tf.TensorSpec([None], tf.int64)
+
+
+class ServedAutoencoder(tf.Module):
+    """A trained autoencoder with Transform's graph and an anomaly threshold.
+
+    Attributes:
+      model: The autoencoder.
+      threshold: Images whose reconstruction error is above it are anomalies.
+    """
+
+    def __init__(self, model: Autoencoder, preprocess: Preprocessor, threshold: float):
+        super().__init__()
+        self.model = model
+        self.threshold = tf.constant(threshold, tf.float32)
+        self._preprocess = preprocess
+        # Tracked, so that the export carries Transform's graph.
+        self._transform = preprocess.trackable
+
+    def signatures(self, abilities: tuple[Ability, ...]) -> dict[str, Any]:
+        """Concrete functions by signature name."""
+        code = tf.TensorSpec([None, self.model.hp.code_size], tf.float32, name=contract.CODE)
+        images = tf.TensorSpec.from_spec(_IMAGES, contract.IMAGES)
+        examples = tf.TensorSpec.from_spec(_STRINGS, contract.EXAMPLES)
+        functions = {
+            contract.SERVING_DEFAULT: tf.function(self._serve_examples, [examples]),
+            contract.RECONSTRUCT: tf.function(self._reconstruct_pixels, [images]),
+            contract.ENCODE: tf.function(self._encode, [images]),
+            contract.SCORE: tf.function(self._score, [images]),
+            contract.EVALUATE: tf.function(self._evaluate, [examples]),
+        }
+        if getattr(self.model, "decoder_uses_labels", False):
+            label = tf.TensorSpec.from_spec(_INTS, contract.LABEL)
+            functions[contract.DECODE] = tf.function(self._decode_labelled, [code, label])
+        else:
+            functions[contract.DECODE] = tf.function(self._decode, [code])
+        if Ability.GENERATE in abilities:
+            seed = tf.TensorSpec.from_spec(_INTS, contract.SEED)
+            functions[contract.GENERATE] = tf.function(self._generate, [seed])
+        if Ability.CLASSIFY in abilities:
+            functions[contract.CLASSIFY] = tf.function(self._classify, [images])
+        return {name: f.get_concrete_function() for name, f in functions.items()}
+
+    def _images_of(self, examples: tf.Tensor) -> tf.Tensor:
+        spec = {features.IMAGE: features.feature_spec()[features.IMAGE]}
+        return self._preprocess.images(tf.io.parse_example(examples, spec)[features.IMAGE])
+
+    def _outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        reconstruction = self.model(images)
+        error = per_image_mse(images, reconstruction)
+        return {
+            contract.RECONSTRUCTION: reconstruction,
+            contract.RECONSTRUCTION_ERROR: error,
+            contract.IS_ANOMALY: error > self.threshold,
+            contract.CODE: tf.cast(self.model.encode(images), tf.float32),
+        }
+
+    def _serve_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._outputs(self._images_of(examples))
+
+    def _reconstruct_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._outputs(scale_pixels(images))
+
+    def _encode(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {contract.CODE: tf.cast(self.model.encode(scale_pixels(images)), tf.float32)}
+
+    def _score(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = self._outputs(scale_pixels(images))
+        return {key: outputs[key] for key in (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)}
+
+    def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = self._images_of(examples)
+        reconstruction = self.model(images)
+        return {
+            contract.MSE: per_image_mse(images, reconstruction),
+            contract.BCE: per_image_bce(images, reconstruction),
+        }
+
+    def _decode(self, code: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {contract.RECONSTRUCTION: self.model.decode(code)}
+
+    def _decode_labelled(self, code: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {contract.RECONSTRUCTION: self.model.decode(code, label)}
+
+    def _generate(self, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {contract.IMAGES: self.model.generate(seed)}
+
+    def _classify(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        probabilities = self.model.classify_probabilities(scale_pixels(images))
+        return {
+            contract.PROBABILITIES: probabilities,
+            contract.LABEL: tf.argmax(probabilities, axis=1, output_type=tf.int64),
+        }
+
+
+def export(
+    served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict[str, Any]
+) -> None:
+    """Writes the SavedModel and its metadata.
+
+    Args:
+      served: What to export.
+      spec: Its catalogue entry.
+      path: Folder to write, local or remote.
+      facts: More entries of the metadata file, such as data and configuration.
+    """
+    tf.saved_model.save(served, path, signatures=served.signatures(spec.abilities))
+    prior = getattr(served.model, "prior", None)
+    metadata = {
+        "name": spec.name,
+        "source": spec.source,
+        "code_size": served.model.hp.code_size,
+        "abilities": [ability.value for ability in spec.abilities],
+        "hyperparameters": dataclasses.asdict(served.model.hp),
+        "parameters": served.model.parameter_count(),
+        "prior": prior,
+        "anomaly_threshold": float(served.threshold),
+        **facts,
+    }
+    target = os.path.join(path, contract.METADATA_FILE)
+    tf.io.gfile.makedirs(os.path.dirname(target))
+    with tf.io.gfile.GFile(target, "w") as f:
+        json.dump(metadata, f, indent=2, sort_keys=True)
