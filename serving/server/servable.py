@@ -1,0 +1,281 @@
+"""One loaded SavedModel: a TF1 session, its signatures, and who is using it.
+
+A v1 Session runs the graph as TensorFlow Serving does, with its error codes
+and texts; ``tf.saved_model.load`` would hide models that the real server
+cannot serve (see docs/serving.md).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serving import protos, wire
+from serving.server.status import Code, StatusError, from_exception, invalid_argument
+
+DEFAULT_SIGNATURE = "serving_default"
+WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
+MAX_WARMUP_RECORDS = 1000
+# Distinct output_filters a client can make us compile before old ones go.
+_MAX_CALLABLES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a signature: its name in the graph, DataType number, shape.
+
+    Attributes:
+      name: Such as ``"images:0"``.
+      dtype: TensorFlow's DataType number.
+      shape: None where the rank is unknown; -1 for unknown sizes.
+    """
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...] | None
+
+
+class Signature:
+    """One entry point of a loaded model.
+
+    Attributes:
+      name: The signature key.
+      inputs: Alias to tensor, sorted.
+      outputs: Alias to tensor, sorted.
+      method_name: Such as ``"tensorflow/serving/predict"``.
+      debug_string: The SignatureDef as text, which some messages quote.
+    """
+
+    def __init__(self, name: str, definition: Any, session: Any) -> None:
+        self.name = name
+        self.inputs = _tensor_infos(definition.inputs)
+        self.outputs = _tensor_infos(definition.outputs)
+        self.method_name: str = definition.method_name
+        self.debug_string = str(definition)
+        self.defaults = {
+            alias: wire.decode_tensor(tensor)
+            for alias, tensor in getattr(definition, "defaults", {}).items()
+        }
+        self.output_aliases = tuple(self.outputs)
+        self._session = session
+        self._callables: collections.OrderedDict[tuple[str, ...], Callable[..., list[Any]]] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray[Any, Any]], aliases: Sequence[str]
+    ) -> list[np.ndarray[Any, Any]]:
+        """Runs the graph once, in the calling thread.
+
+        Args:
+          inputs: An array for each of :attr:`inputs`, already of its type.
+          aliases: The outputs to compute.
+
+        Returns:
+          One array an alias, in that order.
+
+        Raises:
+          StatusError: With the runtime's code and text.
+        """
+        function = self._callable(tuple(aliases))
+        try:
+            return function(*[inputs[alias] for alias in self.inputs])
+        except Exception as error:
+            raise from_exception(error) from None
+
+    def _callable(self, aliases: tuple[str, ...]) -> Callable[..., list[Any]]:
+        found = self._callables.get(aliases)
+        if found is not None:
+            return found
+        with self._lock:
+            found = self._callables.get(aliases)
+            if found is None:
+                found = self._make_callable(aliases)
+                self._callables[aliases] = found
+                if len(self._callables) > _MAX_CALLABLES:
+                    self._callables.popitem(last=False)
+            return found
+
+    def _make_callable(self, aliases: tuple[str, ...]) -> Callable[..., list[Any]]:
+        from tensorflow.core.protobuf import config_pb2
+
+        options = config_pb2.CallableOptions()
+        options.feed.extend(info.name for info in self.inputs.values())
+        options.fetch.extend(self.outputs[alias].name for alias in aliases)
+        # Run the graph's nodes in the thread that asks: a hand-over to a pool
+        # costs more than a small model does. Kernels still use all cores.
+        options.run_options.inter_op_thread_pool = -1
+        try:
+            return self._session._make_callable_from_options(options)
+        except Exception as error:
+            raise from_exception(error) from None
+
+    def close(self) -> None:
+        """Releases the compiled callables; they hold the session."""
+        with self._lock:
+            self._callables.clear()
+
+
+def _tensor_infos(definitions: Any) -> dict[str, TensorInfo]:
+    infos = {}
+    for alias in sorted(definitions):
+        info = definitions[alias]
+        shape = info.tensor_shape
+        infos[alias] = TensorInfo(
+            info.name,
+            info.dtype,
+            None if shape.unknown_rank else tuple(dim.size for dim in shape.dim),
+        )
+    return infos
+
+
+class Servable:
+    """A version of a model, loaded. Counts its users and closes after the last.
+
+    Attributes:
+      name: The model's name.
+      version: Its version number.
+      path: Where it was loaded from.
+      signatures: The entry points by key, without the initialisation ones.
+      signature_defs: ``SignatureDefMap`` of saved_model.pb, serialised, whole.
+    """
+
+    def __init__(self, name: str, version: int, path: str) -> None:
+        self.name = name
+        self.version = version
+        self.path = path
+        self._lock = threading.Lock()
+        self._users = 0
+        self._on_closed: Callable[[], None] | None = None
+        self._retired = False
+        self._session, definitions = _load(path)
+        definition_map = protos.SignatureDefMap()
+        for key, definition in definitions.items():
+            definition_map.signature_def[key].ParseFromString(definition.SerializeToString())
+        self.signature_defs: bytes = definition_map.SerializeToString(deterministic=True)
+        self.signatures = {
+            key: Signature(key, definition, self._session)
+            for key, definition in sorted(definition_map.signature_def.items())
+        }
+
+    def acquire(self) -> bool:
+        """Counts one more user; False when the servable is on its way out."""
+        with self._lock:
+            if self._retired:
+                return False
+            self._users += 1
+            return True
+
+    def release(self) -> None:
+        """Counts one user less; the last one of a retired servable closes it."""
+        with self._lock:
+            self._users -= 1
+            last = self._retired and self._users == 0
+        if last:
+            self._close()
+
+    def retire(self, on_closed: Callable[[], None]) -> None:
+        """Takes no new users and closes once the present ones are done.
+
+        Args:
+          on_closed: Called once, after the session was closed, in the thread
+            of whoever finished last.
+        """
+        with self._lock:
+            self._retired = True
+            self._on_closed = on_closed
+            idle = self._users == 0
+        if idle:
+            self._close()
+
+    def _close(self) -> None:
+        for signature in self.signatures.values():
+            signature.close()
+        self._session.close()
+        on_closed, self._on_closed = self._on_closed, None
+        if on_closed is not None:
+            on_closed()
+
+
+def _load(path: str) -> tuple[Any, Any]:
+    """Loads a SavedModel's ``serve`` graph into a session of its own."""
+    if not os.path.isfile(os.path.join(path, "saved_model.pb")) and not os.path.isfile(
+        os.path.join(path, "saved_model.pbtxt")
+    ):
+        raise StatusError(
+            Code.NOT_FOUND,
+            "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+            f"{path}. Check that the directory exists and that you have the right permissions "
+            "for accessing it.",
+        )
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    session = tf.compat.v1.Session(graph=graph, config=config)
+    try:
+        with graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        return session, meta_graph.signature_def
+    except BaseException as error:
+        session.close()
+        raise _load_error(path, error) from None
+
+
+def _load_error(path: str, error: BaseException) -> StatusError:
+    if isinstance(error, OSError) and "Cannot parse file" in str(error):
+        return StatusError(Code.OUT_OF_RANGE, f"Read less bytes than requested: {path}")
+    if isinstance(error, ValueError) and "variables" in str(error):
+        # TensorFlow Serving would make this version AVAILABLE and fail every
+        # request; we refuse it. docs/serving.md lists the deviation.
+        return StatusError(
+            Code.NOT_FOUND, f"Could not find the variables of the SavedModel at {path}"
+        )
+    status = from_exception(error)
+    if status.code is Code.INTERNAL and isinstance(error, RuntimeError | OSError | ValueError):
+        status = StatusError(Code.NOT_FOUND if isinstance(error, RuntimeError) else Code.INTERNAL,
+                             str(error))  # fmt: skip
+    return status
+
+
+def read_warmup_requests(path: str) -> Iterator[bytes]:
+    """Reads a version's warm-up records, each a serialised ``PredictionLog``.
+
+    The file is a TFRecord, as TensorFlow Serving reads it.
+
+    Args:
+      path: The version's folder.
+
+    Yields:
+      At most 1000 records.
+
+    Raises:
+      StatusError: Broken file, or too many records.
+    """
+    from tensorflow.python.lib.io import tf_record
+
+    file = os.path.join(path, WARMUP_FILE)
+    if not os.path.isfile(file):
+        return
+    count = 0
+    try:
+        for record in tf_record.tf_record_iterator(file):
+            count += 1
+            if count > MAX_WARMUP_RECORDS:
+                raise invalid_argument(
+                    f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS}) "
+                    f"at {file}"
+                )
+            yield record
+    except StatusError:
+        raise
+    except Exception as error:
+        raise from_exception(error) from None
