@@ -1,0 +1,592 @@
+"""Ways to reach a served model: gRPC, REST, or straight from its folder.
+
+Each takes arrays and gives arrays; :mod:`serving.client` gives them meaning.
+gRPC, TensorFlow and the messages are imported only when first used.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import http.client
+import json
+import pathlib
+import random
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from serving import errors, protos, wire
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+_PREDICTION = "/tensorflow.serving.PredictionService/"
+_MODEL = "/tensorflow.serving.ModelService/"
+_MAX_BACKOFF = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """The state of one version on a server.
+
+    Attributes:
+      version: Its number.
+      state: ``START``, ``LOADING``, ``AVAILABLE``, ``UNLOADING`` or ``END``.
+      error: Why it failed; empty when all is well.
+    """
+
+    version: int
+    state: str
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """Certificates of a client, as PEM files.
+
+    Attributes:
+      ca: The authority that signed the server's certificate.
+      certificate: The client's own chain, for mutual TLS.
+      key: Its private key.
+    """
+
+    ca: str
+    certificate: str | None = None
+    key: str | None = None
+
+    def read(self) -> tuple[bytes, bytes | None, bytes | None]:
+        """The three files' contents.
+
+        Raises:
+          InputError: A file cannot be read.
+        """
+        try:
+            return (
+                pathlib.Path(self.ca).read_bytes(),
+                pathlib.Path(self.certificate).read_bytes()
+                if self.certificate
+                else None,
+                pathlib.Path(self.key).read_bytes() if self.key else None,
+            )
+        except OSError as error:
+            raise errors.InputError(
+                f"cannot read {error.filename}: {error.strerror}"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Which model of which server, and how patiently.
+
+    Attributes:
+      target: ``host:port``.
+      model: The model's name.
+      version: A version number; None for the latest.
+      label: A version label; excludes ``version``.
+      timeout: Seconds for one request, retries included.
+      retries: Further tries when the server is not there or busy.
+      tls: Certificates; None for plain text.
+      max_message_bytes: The largest answer taken.
+    """
+
+    target: str
+    model: str
+    version: int | None = None
+    label: str | None = None
+    timeout: float = 10.0
+    retries: int = 3
+    tls: Tls | None = None
+    max_message_bytes: int = 256 * 2**20
+
+
+class Transport(Protocol):
+    """What :class:`serving.client.ReconstructionClient` needs."""
+
+    def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """Calls a signature.
+
+        Args:
+          signature: Its key.
+          inputs: Alias to array.
+          outputs: The aliases wanted.
+        """
+
+    def predict_many(
+        self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
+    ) -> Iterator[Arrays]:
+        """As :meth:`predict` for each batch, answers in order."""
+
+    def status(self) -> list[VersionStatus]:
+        """The model's versions, highest first."""
+
+    def signature_defs(self) -> Any:
+        """The model's ``SignatureDefMap``."""
+
+    def close(self) -> None:
+        """Lets go of connections."""
+
+
+def translate(code: str, details: str, address: Address) -> errors.ServingError:
+    """The exception for a status code, with what to do about it.
+
+    Args:
+      code: gRPC's name of it.
+      details: The server's message.
+      address: What was asked.
+    """
+    where = f"{address.target}, model {address.model!r}"
+    text = " ".join(details.split())[:600]
+    if code == "UNAVAILABLE":
+        hint = "start a server with `mnist-ae serve`, or correct host and port"
+        if "full" in text and "queue" in text:
+            return errors.ServerBusyError(
+                f"{where}: {text}; send less at once", code=code
+            )
+        return errors.ServerUnavailableError(
+            f"no server answers at {address.target} ({text}); {hint}", code=code
+        )
+    if code == "DEADLINE_EXCEEDED":
+        return errors.DeadlineExceededError(
+            f"{where}: no answer within {address.timeout:g} s; raise the timeout, or check that "
+            "this is a gRPC port",
+            code=code,
+        )
+    if code == "NOT_FOUND" or "Unrecognized servable version label" in text:
+        return errors.ModelNotFoundError(
+            f"{where}: {text}; `mnist-ae status` shows what is served", code=code
+        )
+    if code == "RESOURCE_EXHAUSTED":
+        return errors.ServerBusyError(
+            f"{where}: {text}; send smaller batches or wait", code=code
+        )
+    if code in (
+        "INVALID_ARGUMENT",
+        "FAILED_PRECONDITION",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+    ):
+        return errors.InvalidRequestError(
+            f"{where}: the server refused: {text}", code=code
+        )
+    return errors.ServingError(f"{where}: {code}: {text}", code=code)
+
+
+def _retryable(code: str, details: str) -> bool:
+    """Whether the request certainly did no work: calls have no side effects,
+    but a slow server should not be asked for the same again."""
+    if code == "RESOURCE_EXHAUSTED":
+        return "larger than max" not in details
+    return code == "UNAVAILABLE"
+
+
+class _Retries:
+    """Counts tries and waits between them, within one deadline."""
+
+    def __init__(self, address: Address) -> None:
+        self._left = address.retries
+        self._pause = 0.05
+        self._end = time.monotonic() + address.timeout
+
+    def remaining(self) -> float:
+        return max(0.001, self._end - time.monotonic())
+
+    def again(self, code: str, details: str) -> bool:
+        """Whether to try again; if so, after a pause that has passed now."""
+        pause = self._pause * random.uniform(0.5, 1.5)
+        if self._left <= 0 or not _retryable(code, details) or pause > self.remaining():
+            return False
+        time.sleep(pause)
+        self._left -= 1
+        self._pause = min(self._pause * 2, _MAX_BACKOFF)
+        return True
+
+
+class GrpcTransport:
+    """TensorFlow Serving's gRPC API. Usable from many threads.
+
+    Args:
+      address: Whom to call.
+      in_flight: Requests under way at once when many are sent.
+    """
+
+    def __init__(self, address: Address, in_flight: int = 4) -> None:
+        import grpc
+
+        self.address = address
+        self._in_flight = in_flight
+        self._rpc_error = grpc.RpcError
+        options = [
+            ("grpc.max_receive_message_length", address.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.lb_policy_name", "round_robin"),
+            ("grpc.enable_retries", 0),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        if address.tls is None:
+            self._channel = grpc.insecure_channel(address.target, options=options)
+        else:
+            ca, certificate, key = address.tls.read()
+            credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+            self._channel = grpc.secure_channel(
+                address.target, credentials, options=options
+            )
+        self._predict = self._channel.unary_unary(_PREDICTION + "Predict")
+        self._specs: dict[str, bytes] = {}
+
+    def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """See :meth:`Transport.predict`."""
+        data = self.predict_serialised(self.request(signature, inputs, outputs))
+        return decode_response(data)
+
+    def request(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> bytes:
+        """A serialised PredictRequest to this model."""
+        spec = self._specs.get(signature)
+        if spec is None:
+            address = self.address
+            spec = wire.model_spec(
+                address.model, address.version, signature, address.label
+            )
+            self._specs[signature] = spec
+        return wire.predict_request(spec, inputs, outputs)
+
+    def predict_serialised(self, request: bytes) -> bytes:
+        """Sends a serialised PredictRequest, trying again where that is safe."""
+        return self._call(self._predict, request)
+
+    def predict_many(
+        self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
+    ) -> Iterator[Arrays]:
+        """See :meth:`Transport.predict_many`; several are under way at once."""
+        waiting: collections.deque[tuple[bytes, Any]] = collections.deque()
+        try:
+            for batch in batches:
+                request = self.request(signature, batch, outputs)
+                waiting.append(
+                    (
+                        request,
+                        self._predict.future(request, timeout=self.address.timeout),
+                    )
+                )
+                if len(waiting) >= self._in_flight:
+                    yield self._collect(*waiting.popleft())
+            while waiting:
+                yield self._collect(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _collect(self, request: bytes, future: Any) -> Arrays:
+        try:
+            data = future.result()
+        except self._rpc_error as error:
+            if not _retryable(error.code().name, error.details() or ""):
+                raise self._translated(error) from None
+            data = self.predict_serialised(request)
+        return decode_response(data)
+
+    def status(self) -> list[VersionStatus]:
+        """See :meth:`Transport.status`."""
+        request = protos.GetModelStatusRequest()
+        request.model_spec.name = self.address.model
+        if self.address.version is not None:
+            request.model_spec.version.value = self.address.version
+        data = self._call(
+            self._channel.unary_unary(_MODEL + "GetModelStatus"),
+            request.SerializeToString(),
+        )
+        return _statuses(protos.GetModelStatusResponse.FromString(data))
+
+    def signature_defs(self) -> Any:
+        """See :meth:`Transport.signature_defs`."""
+        request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+        spec = wire.model_spec(
+            self.address.model, self.address.version, "", self.address.label
+        )
+        request.model_spec.ParseFromString(spec)
+        data = self._call(
+            self._channel.unary_unary(_PREDICTION + "GetModelMetadata"),
+            request.SerializeToString(),
+        )
+        response = protos.GetModelMetadataResponse.FromString(data)
+        return protos.SignatureDefMap.FromString(
+            response.metadata["signature_def"].value
+        )
+
+    def reload(self, config: Any) -> None:
+        """Sends a ``ModelServerConfig`` with HandleReloadConfigRequest; never retried."""
+        request = protos.ReloadConfigRequest(config=config)
+        call = self._channel.unary_unary(_MODEL + "HandleReloadConfigRequest")
+        try:
+            data = call(request.SerializeToString(), timeout=self.address.timeout)
+        except self._rpc_error as error:
+            raise self._translated(error) from None
+        status = protos.ReloadConfigResponse.FromString(data).status
+        if status.error_code:
+            raise errors.InvalidRequestError(
+                f"{self.address.target}: the reload was refused: {status.error_message}"
+            )
+
+    def close(self) -> None:
+        """See :meth:`Transport.close`."""
+        self._channel.close()
+
+    def _call(self, call: Callable[..., bytes], request: bytes) -> bytes:
+        retries = _Retries(self.address)
+        while True:
+            try:
+                return call(request, timeout=retries.remaining())
+            except self._rpc_error as error:
+                if not retries.again(error.code().name, error.details() or ""):
+                    raise self._translated(error) from None
+
+    def _translated(self, error: Any) -> errors.ServingError:
+        code, details = error.code().name, error.details() or ""
+        if code in ("UNAVAILABLE", "INTERNAL") and "http1" in details.lower():
+            code, details = "UNAVAILABLE", "an HTTP/1 server: this may be the REST port"
+        return translate(code, details, self.address)
+
+
+def decode_response(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """Reads a serialised PredictResponse.
+
+    Returns:
+      Alias to array, writable.
+
+    Raises:
+      ServingError: Not a PredictResponse.
+    """
+    try:
+        outputs = protos.PredictResponse.FromString(data).outputs
+        arrays = {alias: wire.decode_tensor(outputs[alias]) for alias in outputs}
+    except Exception as error:
+        raise errors.ServingError(
+            f"the answer is not a PredictResponse: {error}"
+        ) from None
+    return {
+        alias: array if array.flags.writeable else array.copy()
+        for alias, array in arrays.items()
+    }
+
+
+def _statuses(response: Any) -> list[VersionStatus]:
+    state = protos.ModelVersionStatus.State
+    found = [
+        VersionStatus(
+            item.version,
+            state.Name(item.state) if item.state in state.values() else str(item.state),
+            item.status.error_message,
+        )
+        for item in response.model_version_status
+    ]
+    return sorted(found, key=lambda item: item.version, reverse=True)
+
+
+class RestTransport:
+    """TensorFlow Serving's REST API. Usable from many threads.
+
+    Args:
+      address: Whom to call.
+    """
+
+    _CODES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "ABORTED", 413: "RESOURCE_EXHAUSTED",
+              429: "RESOURCE_EXHAUSTED", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE",
+              504: "DEADLINE_EXCEEDED"}  # fmt: skip
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._local = threading.local()
+        self._all: list[http.client.HTTPConnection] = []
+        self._tls: ssl.SSLContext | None = None
+        if address.tls is not None:
+            address.tls.read()  # for its message
+            self._tls = ssl.create_default_context(cafile=address.tls.ca)
+            if address.tls.certificate:
+                self._tls.load_cert_chain(address.tls.certificate, address.tls.key)
+
+    def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """See :meth:`Transport.predict`."""
+        body = {
+            "signature_name": signature,
+            "inputs": {alias: _to_json(array) for alias, array in inputs.items()},
+        }
+        answer = self._ask("POST", ":predict", json.dumps(body))["outputs"]
+        named = answer if isinstance(answer, dict) else {outputs[0]: answer}
+        missing = [alias for alias in outputs if alias not in named]
+        if missing:
+            raise errors.InvalidRequestError(
+                f"{self.address.target}: signature {signature!r} gives no {', '.join(missing)}"
+            )
+        return {alias: np.array(named[alias]) for alias in outputs}
+
+    def predict_many(
+        self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
+    ) -> Iterator[Arrays]:
+        """See :meth:`Transport.predict_many`; one after the other."""
+        for batch in batches:
+            yield self.predict(signature, batch, outputs)
+
+    def status(self) -> list[VersionStatus]:
+        """See :meth:`Transport.status`."""
+        from google.protobuf import json_format
+
+        answer = self._ask("GET", "")
+        return _statuses(json_format.ParseDict(answer, protos.GetModelStatusResponse()))
+
+    def signature_defs(self) -> Any:
+        """See :meth:`Transport.signature_defs`."""
+        from google.protobuf import json_format
+
+        answer = self._ask("GET", "/metadata")["metadata"]["signature_def"]
+        return json_format.ParseDict(
+            answer, protos.SignatureDefMap(), ignore_unknown_fields=True
+        )
+
+    def close(self) -> None:
+        """See :meth:`Transport.close`."""
+        for connection in self._all:
+            connection.close()
+
+    def _path(self) -> str:
+        address = self.address
+        path = "/v1/models/" + urllib.parse.quote(address.model, safe="")
+        if address.version is not None:
+            return f"{path}/versions/{address.version}"
+        if address.label is not None:
+            return f"{path}/labels/{urllib.parse.quote(address.label, safe='')}"
+        return path
+
+    def _ask(self, method: str, suffix: str, body: str | None = None) -> Any:
+        retries = _Retries(self.address)
+        while True:
+            code, text = self._try(
+                method, self._path() + suffix, body, retries.remaining()
+            )
+            if code == "OK":
+                try:
+                    return json.loads(text)
+                except ValueError:
+                    raise errors.ServingError(
+                        f"{self.address.target}: the answer is not JSON; is this the REST port?"
+                    ) from None
+            if not retries.again(code, text):
+                raise translate(code, text, self.address)
+
+    def _try(
+        self, method: str, path: str, body: str | None, timeout: float
+    ) -> tuple[str, str]:
+        connection = self._connection(timeout)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+        except (TimeoutError, socket.timeout):
+            connection.close()
+            return "DEADLINE_EXCEEDED", "timed out"
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            return "UNAVAILABLE", str(error) or type(error).__name__
+        if response.status == 200:
+            return "OK", text
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            text = json.loads(text)["error"]
+        return self._CODES.get(response.status, "UNKNOWN"), text or response.reason
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection | None = getattr(
+            self._local, "connection", None
+        )
+        if connection is None:
+            target = self.address.target
+            if self._tls is None:
+                connection = http.client.HTTPConnection(target)
+            else:
+                connection = http.client.HTTPSConnection(target, context=self._tls)
+            self._local.connection = connection
+            self._all.append(connection)
+        connection.timeout = timeout
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout)
+        return connection
+
+
+def _to_json(array: np.ndarray[Any, Any]) -> Any:
+    import base64
+
+    if array.dtype.kind != "O":
+        return array.tolist()
+    flat = [{"b64": base64.b64encode(item).decode()} for item in array.ravel()]
+    return np.array(flat, object).reshape(array.shape).tolist()
+
+
+class FolderTransport:
+    """A pushed version, run in this process; needs TensorFlow, no server.
+
+    Args:
+      path: The version's folder, with saved_model.pb.
+      model: The model's name, for messages.
+      version: Its number, for messages.
+
+    Raises:
+      ModelFolderError: It does not load.
+    """
+
+    def __init__(self, path: str, model: str, version: int = 1) -> None:
+        from serving.server.servable import Servable
+        from serving.server.status import StatusError
+
+        self.address = Address(path, model, version)
+        try:
+            self._servable = Servable(model, version, path)
+        except StatusError as error:
+            raise errors.ModelFolderError(
+                f"{path} does not load: {' '.join(error.message.split())[:500]}"
+            ) from None
+
+    def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
+        """See :meth:`Transport.predict`."""
+        from serving.server.inference import Inference, decode_inputs, select_outputs
+        from serving.server.status import StatusError
+
+        found = self._servable.signatures.get(signature)
+        if found is None:
+            raise errors.InvalidRequestError(
+                f"{self.address.target}: the model has no signature {signature!r}; it has "
+                f"{', '.join(sorted(key for key in self._servable.signatures if key[0] != '_'))}"
+            )
+        request = protos.PredictRequest.FromString(
+            wire.predict_request(b"", inputs, outputs)
+        )
+        try:
+            arrays = decode_inputs(found, request.inputs)
+            aliases = select_outputs(found, request.output_filter)
+            values = Inference().run(self._servable, found, arrays, aliases)
+        except StatusError as error:
+            raise translate(error.code.name, error.message, self.address) from None
+        return dict(zip(aliases, values, strict=True))
+
+    def predict_many(
+        self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
+    ) -> Iterator[Arrays]:
+        """See :meth:`Transport.predict_many`."""
+        for batch in batches:
+            yield self.predict(signature, batch, outputs)
+
+    def status(self) -> list[VersionStatus]:
+        """See :meth:`Transport.status`."""
+        return [VersionStatus(self._servable.version, "AVAILABLE")]
+
+    def signature_defs(self) -> Any:
+        """See :meth:`Transport.signature_defs`."""
+        return protos.SignatureDefMap.FromString(self._servable.signature_defs)
+
+    def close(self) -> None:
+        """See :meth:`Transport.close`."""
+        self._servable.retire(lambda: None)
