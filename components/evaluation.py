@@ -79,9 +79,7 @@ def _computations(
             combiner=_Moments(key, name),
         )
         for model_name in model_names or [""]
-        for key in [
-            tfma.metrics.MetricKey(name, model_name, example_weighted=example_weighted)
-        ]
+        for key in [tfma.metrics.MetricKey(name, model_name, example_weighted=example_weighted)]
     ]
 
 

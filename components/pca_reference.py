@@ -9,6 +9,7 @@ size has learnt nothing that linear algebra would not have told.
 import io
 import os
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +33,7 @@ class PcaReferenceArtifact(Artifact):
 
     TYPE_NAME = "PcaReference"
     TYPE_ANNOTATION = system_artifacts.Statistics
-    PROPERTIES = {"span": Property(type=PropertyType.INT)}
+    PROPERTIES: ClassVar = {"span": Property(type=PropertyType.INT)}
 
 
 def batches(split_uri: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -220,7 +220,7 @@ def load(path: str | None, assignments: Sequence[str] = ()) -> PipelineConfig:
         values = _read_yaml(path)
     for assignment in assignments:
         _assign(values, assignment)
-    return parse(values, where=path or "--set")
+    return parse(values, where=path or "command line")
 
 
 def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineConfig:
@@ -308,7 +308,7 @@ def _validate(
     _refuse_unknown(schema, values, where, prefix, subject)
     try:
         # By way of JSON, so that strictness still lets a list be a tuple.
-        adapter = pydantic.TypeAdapter(schema)
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(schema)
         return adapter.validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as e:
         error = e.errors(include_url=False)[0]

@@ -157,9 +157,7 @@ def _outputs(
     return [a for a in artifacts if a.type == type_name]
 
 
-def _node_id(
-    store: metadata_store.MetadataStore, execution: metadata_store_pb2.Execution
-) -> str:
+def _node_id(store: metadata_store.MetadataStore, execution: metadata_store_pb2.Execution) -> str:
     for context in store.get_contexts_by_execution(execution.id):
         if context.type == _NODE_CONTEXT:
             return context.name.split(".", 1)[1]

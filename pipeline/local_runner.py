@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
 import errno
-import fcntl
 import glob
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+import typing
 from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
@@ -29,14 +26,15 @@ from components.report.component import SUMMARY_FILE
 from pipeline import history
 from pipeline.config import PipelineConfig
 from pipeline.errors import RunError, UserError
+from pipeline.locking import new_run_id
 from pipeline.pipeline import create_pipeline, metadata_path
 
 _logger = logging.getLogger(__name__)
 
-_LOCK_FILE = ".lock"
+_RESOLVER_TYPE = "tfx.dsl.components.common.resolver.Resolver"
 
 
-class NodeListener:
+class NodeListener(typing.Protocol):
     """Is told what happens; the terminal shows it."""
 
     def started(self, node_id: str) -> None:
@@ -46,6 +44,10 @@ class NodeListener:
         """A node has ended well, after ``seconds``, or from the cache."""
 
 
+class _Silence(NodeListener):
+    pass
+
+
 @dataclasses.dataclass(frozen=True)
 class NodeTiming:
     """How long a node took, imports and metadata included."""
@@ -53,43 +55,6 @@ class NodeTiming:
     id: str
     seconds: float
     cached: bool
-
-
-def new_run_id() -> str:
-    """An identifier of a run: the time, so that identifiers sort."""
-    return datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-
-
-@contextlib.contextmanager
-def locked(root: str) -> Iterator[None]:
-    """Makes ``root`` and keeps other runs out of it.
-
-    Raises:
-      UserError: The folder cannot be written, or another run is in it.
-    """
-    try:
-        os.makedirs(root, exist_ok=True)
-        lock = open(os.path.join(root, _LOCK_FILE), "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as e:
-        raise UserError(
-            f"{e.filename or root}: cannot be written ({e.strerror}); choose another --root"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno not in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"{root}: cannot be locked ({e.strerror})") from None
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise UserError(
-                f"{root}: another run is at work there (process {owner}); "
-                "wait for it or choose another --root"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def run(
@@ -116,7 +81,7 @@ def run(
       Exception: As raised by a component, where it has an ``exit_code``.
     """
     run_id = run_id or new_run_id()
-    listener = listener or NodeListener()
+    listener = listener or _Silence()
     _recover(config)
     labelled = all(split.labelled for split in dataset.splits.values())
     pipeline = create_pipeline(config, data_folder=dataset.folder, labelled=labelled)
@@ -125,10 +90,13 @@ def run(
     return result(config, run_id, timings)
 
 
-def launch(
-    ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener
-) -> list[NodeTiming]:
-    """Launches every node of a compiled pipeline in order."""
+def launch(ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener) -> list[NodeTiming]:
+    """Launches every node of a compiled pipeline in order.
+
+    Returns:
+      How long each component took. Resolvers are left out: they only look
+      things up, in every run.
+    """
     runtime_parameter_utils.substitute_runtime_parameter(
         ir, {compiler_constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
     )
@@ -141,6 +109,9 @@ def launch(
     for node in ir.nodes:
         pipeline_node = node.pipeline_node
         node_id = pipeline_node.node_info.id
+        if pipeline_node.node_info.type.name == _RESOLVER_TYPE:
+            launch_node(ir, pipeline_node, deployment, connection)
+            continue
         listener.started(node_id)
         started = time.monotonic()
         launch_node(ir, pipeline_node, deployment, connection)
@@ -237,5 +208,3 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-

@@ -26,13 +26,13 @@ from components.mnist_example_gen.component import MnistExampleGen
 from components.pca_reference import PcaReference
 from components.pusher import AtomicPusher
 from components.report.component import RunReport
-from pipeline.config import PipelineConfig
+from pipeline.config import BeamValue, PipelineConfig
 
 _PACKAGES = ("components", "trainer")
 
 # Beam's in-memory runner with one worker: for data of this size the start-up
 # of several workers costs more than they save (docs/beam.md has the figures).
-_LOCAL_BEAM = {
+_LOCAL_BEAM: dict[str, BeamValue] = {
     "runner": "DirectRunner",
     "direct_running_mode": "in_memory",
     "direct_num_workers": 1,

@@ -101,7 +101,7 @@ class Checkpointer(keras.callbacks.Callback):
         logs = {key: float(value) for key, value in (logs or {}).items()}
         self.epoch = epoch + 1
         self.history.append(logs)
-        if self._watching:
+        if self._watching and self._monitor is not None:
             value = logs[self._monitor]
             if not np.isfinite(value):
                 raise FloatingPointError(

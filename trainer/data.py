@@ -79,8 +79,10 @@ def read_examples(patterns: Sequence[str]) -> Examples:
     Raises:
       ValueError: No file matches, or the files hold nothing.
     """
-    dataset = _records(_files(patterns)).batch(_READ_BATCH).map(
-        lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
+    dataset = (
+        _records(_files(patterns))
+        .batch(_READ_BATCH)
+        .map(lambda serialized: tf.io.parse_example(serialized, features.feature_spec()))
     )
     batches = [(b[features.IMAGE], b[features.LABEL]) for b in dataset.as_numpy_iterator()]
     if not batches:

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from serving import contract
 from trainer import data, monitoring, signatures, strategy
 from trainer.checkpoint import Checkpointer
 from trainer.models import build_model, get_model_spec
@@ -169,7 +168,13 @@ def train(job: TrainingJob) -> None:
         )
         started = time.monotonic()
         _fit(
-            model, job, training, validation, preprocess, distribution, checkpointer,
+            model,
+            job,
+            training,
+            validation,
+            preprocess,
+            distribution,
+            checkpointer,
             log_dir=job.log_dir if chief else os.path.join(scratch, "logs"),
         )
         seconds = time.monotonic() - started

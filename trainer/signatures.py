@@ -113,9 +113,7 @@ class ServedAutoencoder(tf.Module):
         }
 
 
-def export(
-    served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict[str, Any]
-) -> None:
+def export(served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict[str, Any]) -> None:
     """Writes the SavedModel and its metadata.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import uuid
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def cut(files: idx.SplitFiles, keep: tuple[int, ...] | None = None) -> list[Slic
     if idx.is_compressed(files.images, _open_remote):
         slices = min(slices, _MAX_COMPRESSED_SLICES)
     bounds = [int(b) for b in np.linspace(0, count, slices + 1)]
-    return [Slice(files, a, b, keep) for a, b in zip(bounds[:-1], bounds[1:])]
+    return [Slice(files, a, b, keep) for a, b in itertools.pairwise(bounds)]
 
 
 @beam.ptransform_fn

@@ -97,13 +97,9 @@ def _read_exactly(f: BinaryIO, size: int, path: str) -> bytes:
     try:
         data = f.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise DataError(
-            f"{path}: broken or truncated gzip file ({e}); fetch it again"
-        ) from None
+        raise DataError(f"{path}: broken or truncated gzip file ({e}); fetch it again") from None
     if len(data) != size:
-        raise DataError(
-            f"{path}: truncated, {size - len(data):,} bytes short; fetch it again"
-        )
+        raise DataError(f"{path}: truncated, {size - len(data):,} bytes short; fetch it again")
     return data
 
 
@@ -114,12 +110,11 @@ def _read_header(f: BinaryIO, path: str, magic: int, what: str) -> int:
             f"{path}: wrong magic number 0x{found:08x}, expected 0x{magic:08x} "
             f"(an IDX file of uint8 {what})"
         )
-    dims = struct.unpack(
-        ">" + "I" * (magic & 0xFF), _read_exactly(f, 4 * (magic & 0xFF), path)
-    )
+    dims = struct.unpack(">" + "I" * (magic & 0xFF), _read_exactly(f, 4 * (magic & 0xFF), path))
     if dims[1:] not in ((), (SIDE, SIDE)):
         raise DataError(
-            f"{path}: images of {'x'.join(map(str, dims[1:]))} pixels; only {SIDE}x{SIDE} is supported"
+            f"{path}: images of {'x'.join(map(str, dims[1:]))} pixels; "
+            f"only {SIDE}x{SIDE} is supported"
         )
     return dims[0]
 
@@ -247,7 +242,7 @@ def check_split(
     digest.update(struct.pack(">IIII", _IMAGES_MAGIC, count, SIDE, SIDE))
     seen = 0
     for images in read_images(files.images, opener=opener):
-        digest.update(images)
+        digest.update(images.data)
         seen += len(images)
         progress(seen)
     counts = np.zeros(MAX_LABEL + 1, np.int64)
@@ -260,7 +255,7 @@ def check_split(
             )
         digest.update(struct.pack(">II", _LABELS_MAGIC, count))
         for values in read_labels(files.labels, opener=opener):
-            digest.update(values)
+            digest.update(values.data)
             counts += np.bincount(values, minlength=MAX_LABEL + 1)
     return SplitInfo(
         count=count,
@@ -291,7 +286,9 @@ def find_split_files(paths: list[str], where: str) -> SplitFiles:
     """
 
     def pick(kind: str) -> str | None:
-        matches = [p for p in sorted(paths) if os.path.basename(p).removesuffix(".gz").endswith(kind)]
+        matches = [
+            p for p in sorted(paths) if os.path.basename(p).removesuffix(".gz").endswith(kind)
+        ]
         return matches[0] if matches else None
 
     images = pick(IMAGES)

@@ -56,9 +56,7 @@ class Executor(tfx_pusher.Executor):
         origin = artifact_utils.get_single_uri(input_dict[standard_component_specs.MODEL_KEY])
         path = push(self.GetModelPath(input_dict), base, origin)
         io_utils.copy_dir(path, pushed.uri)
-        self._MarkPushed(
-            pushed, pushed_destination=path, pushed_version=os.path.basename(path)
-        )
+        self._MarkPushed(pushed, pushed_destination=path, pushed_version=os.path.basename(path))
         _logger.info("Model pushed to %s.", path)
 
 

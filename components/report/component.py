@@ -4,7 +4,7 @@
 import io
 import json
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_model_analysis as tfma
@@ -35,7 +35,7 @@ class RunReportArtifact(Artifact):
 
     TYPE_NAME = "RunReport"
     TYPE_ANNOTATION = system_artifacts.Metrics
-    PROPERTIES = {"span": Property(type=PropertyType.INT)}
+    PROPERTIES: ClassVar = {"span": Property(type=PropertyType.INT)}
 
 
 def load_metrics(path: str, model_name: str) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def load_metrics(path: str, model_name: str) -> dict[str, Any]:
             label = int(slice_key[0][1])
             if label != features.NO_LABEL:
                 figures["by_label"][str(label)] = values
+    figures["by_label"] = dict(sorted(figures["by_label"].items()))
     return figures if figures["overall"] else {}
 
 
@@ -152,7 +153,9 @@ def RunReport(  # noqa: N802: components are named like classes
         "training": {key: training[key] for key in ("seconds", "epochs")},
     }
     fileio.makedirs(report.uri)
-    io_utils.write_string_file(os.path.join(report.uri, SUMMARY_FILE), json.dumps(summary, indent=2))
+    io_utils.write_string_file(
+        os.path.join(report.uri, SUMMARY_FILE), json.dumps(summary, indent=2)
+    )
     for name, value in (
         ("mse", candidate["overall"][contract.MSE]),
         ("bce", candidate["overall"][contract.BCE]),
