@@ -22,10 +22,18 @@ _EPSILON = 1e-7
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a training with its own loss; most models have one."""
+    """A part of a training with its own loss; most models have one.
+
+    Attributes:
+      name: What it is called in logs and checkpoints.
+      epochs: Its length.
+      main: Whether the autoencoder as a whole is trained in it, so that its
+        losses are those of the model.
+    """
 
     name: str
     epochs: int
+    main: bool = True
 
 
 _WHOLE = Phase("train", 0)
@@ -211,7 +219,7 @@ class Autoencoder(keras.Model):
         )
 
     def replica_mean(self, per_image: tf.Tensor) -> tf.Tensor:
-        """This replica's share of the global batch mean, a scalar.
+        """The replica's share of the global batch mean, a scalar.
 
         Gradients are summed over replicas, so each divides by their number.
         """

@@ -118,6 +118,18 @@ _GENERATIVE = (*_BASIC, Ability.GENERATE)
 
 _ENTRIES = (
     ModelSpec(
+        name="best",
+        summary="C16/2-C32/2-256-32 linear-256-1568-C64-C4, depth to space, BCE, Muon",
+        source=OWN,
+        paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
+        hyperparameters=hps.BestHyperparameters,
+        training=TrainingDefaults(epochs=18, batch_size=512, learning_rate=0.04, xla=False),
+        implementation="trainer.models.best:Best",
+        parameters=828_804,
+        max_mse=0.01,
+        search_space={"hidden": ((128,), (256,), (384,)), "code_size": (16, 32, 64)},
+    ),
+    ModelSpec(
         name="low_level",
         summary="784-128 relu-784 sigmoid from plain variables, BCE, RMSProp",
         source=BARP,

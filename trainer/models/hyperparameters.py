@@ -352,3 +352,20 @@ class StackedHyperparameters(Hyperparameters):
     def disabled(self) -> frozenset[str]:
         """Without labels there is no classifier."""
         return frozenset() if self.labels else frozenset({"classify"})
+
+
+@dataclasses.dataclass(frozen=True)
+class BestHyperparameters(Hyperparameters):
+    """Two strided convolutions, dense layers, and back.
+
+    Attributes:
+      code_size: Floats in a code.
+      filters: Of the two convolutions, at 14 x 14 and 7 x 7.
+      hidden: Widths of the dense layers between maps and code.
+      activation: Of all layers but code and output.
+    """
+
+    code_size: Units = 32
+    filters: Annotated[tuple[Units, ...], Len(2, 2)] = (16, 32)
+    hidden: tuple[Units, ...] = (256,)
+    activation: Activation = "silu"

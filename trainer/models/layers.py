@@ -67,13 +67,16 @@ def conv(
     model: Autoencoder,
     filters: int,
     *,
+    size: int = 3,
+    strides: int = 1,
     activation: str | None = "relu",
     padding: str = "same",
 ) -> keras.layers.Layer:
-    """A 3 x 3 convolution whose weights follow the model's seed."""
+    """A convolution whose weights follow the model's seed."""
     return keras.layers.Conv2D(
         filters,
-        3,
+        size,
+        strides=strides,
         activation=activation,
         padding=padding,
         kernel_initializer=model.initializer(),

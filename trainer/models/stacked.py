@@ -81,12 +81,12 @@ class Stacked(Autoencoder):
         phases = [Phase(_FINE_TUNE, epochs)]
         if self.hp.pretraining_epochs:
             pretraining = [
-                Phase(f"{_PRETRAIN} {i + 1}", self.hp.pretraining_epochs)
+                Phase(f"{_PRETRAIN} {i + 1}", self.hp.pretraining_epochs, main=False)
                 for i in range(len(self.encoder_layers))
             ]
             phases = pretraining + phases
         if self.uses_labels:
-            phases.append(Phase(_CLASSIFY, self.hp.classifier_epochs))
+            phases.append(Phase(_CLASSIFY, self.hp.classifier_epochs, main=False))
         return phases
 
     def begin_phase(self, phase: Phase) -> None:

