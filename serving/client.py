@@ -134,13 +134,9 @@ class ReconstructionClient:
         if version is not None and not 0 <= version < 2**63:
             raise errors.InputError(f"version {version} is not a version number")
         if batch_size < 1 or not timeout > 0 or retries < 0:
-            raise errors.InputError(
-                "batch_size and timeout must be positive, retries not negative"
-            )
+            raise errors.InputError("batch_size and timeout must be positive, retries not negative")
         if transport is None:
-            address = Address(
-                _checked_target(target), model, version, label, timeout, retries, tls
-            )
+            address = Address(_checked_target(target), model, version, label, timeout, retries, tls)
             transport = RestTransport(address) if rest else GrpcTransport(address)
         self._transport = transport
         self._batch_size = batch_size
@@ -159,9 +155,7 @@ class ReconstructionClient:
         Raises:
           ModelFolderError: It does not load.
         """
-        return cls(
-            transport=FolderTransport(path, model, version), batch_size=batch_size
-        )
+        return cls(transport=FolderTransport(path, model, version), batch_size=batch_size)
 
     def reconstruct(self, images: npt.ArrayLike) -> Reconstruction:
         """Sends images through the autoencoder.
@@ -174,23 +168,17 @@ class ReconstructionClient:
           ServingError: See :mod:`serving.errors`.
         """
         return Reconstruction(
-            *self._rows(
-                contract.RECONSTRUCT, {contract.IMAGES: _images(images)}, _RECONSTRUCT
-            )
+            *self._rows(contract.RECONSTRUCT, {contract.IMAGES: _images(images)}, _RECONSTRUCT)
         )
 
-    def reconstruct_stream(
-        self, batches: Iterable[npt.ArrayLike]
-    ) -> Iterator[Reconstruction]:
+    def reconstruct_stream(self, batches: Iterable[npt.ArrayLike]) -> Iterator[Reconstruction]:
         """Reconstructs batch after batch, several under way, answers in order.
 
         Args:
           batches: Each as for :meth:`reconstruct`.
         """
         inputs = ({contract.IMAGES: _images(batch)} for batch in batches)
-        for outputs in self._transport.predict_many(
-            contract.RECONSTRUCT, inputs, _RECONSTRUCT
-        ):
+        for outputs in self._transport.predict_many(contract.RECONSTRUCT, inputs, _RECONSTRUCT):
             yield Reconstruction(*_typed(outputs, _RECONSTRUCT))
 
     def encode(self, images: npt.ArrayLike) -> Array:
@@ -207,10 +195,8 @@ class ReconstructionClient:
         """
         codes = np.asarray(code, np.float32)
         if codes.ndim != 2:
-            raise errors.InputError(
-                f"codes must have the shape [n, d], not {list(codes.shape)}"
-            )
-        inputs = {contract.CODE: codes}
+            raise errors.InputError(f"codes must have the shape [n, d], not {list(codes.shape)}")
+        inputs: dict[str, Array] = {contract.CODE: codes}
         if label is not None:
             labels = np.asarray(label, np.int64)
             if labels.shape != codes.shape[:1]:
@@ -236,9 +222,7 @@ class ReconstructionClient:
         if n < 0:
             raise errors.InputError(f"cannot generate {n} images")
         seeds = np.arange(seed, seed + n, dtype=np.int64)
-        return self._rows(
-            contract.GENERATE, {contract.SEED: seeds}, (contract.IMAGES,)
-        )[0]
+        return self._rows(contract.GENERATE, {contract.SEED: seeds}, (contract.IMAGES,))[0]
 
     def classify(self, images: npt.ArrayLike) -> Classification:
         """Says which digits images show, for models that can."""
@@ -291,10 +275,7 @@ class ReconstructionClient:
         if total <= self._batch_size:
             return _typed(self._transport.predict(signature, inputs, outputs), outputs)
         batches = (
-            {
-                alias: array[start : start + self._batch_size]
-                for alias, array in inputs.items()
-            }
+            {alias: array[start : start + self._batch_size] for alias, array in inputs.items()}
             for start in range(0, total, self._batch_size)
         )
         parts = [
@@ -313,9 +294,7 @@ _OUTPUT_TYPES = {
 def _typed(outputs: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
     """The outputs in order, with the contract's types (REST knows none)."""
     return [
-        np.asarray(outputs[name]).astype(
-            _OUTPUT_TYPES.get(name, np.float32), copy=False
-        )
+        np.asarray(outputs[name]).astype(_OUTPUT_TYPES.get(name, np.float32), copy=False)
         for name in names
     ]
 

@@ -13,7 +13,6 @@ import http.client
 import json
 import pathlib
 import random
-import socket
 import ssl
 import threading
 import time
@@ -69,15 +68,11 @@ class Tls:
         try:
             return (
                 pathlib.Path(self.ca).read_bytes(),
-                pathlib.Path(self.certificate).read_bytes()
-                if self.certificate
-                else None,
+                pathlib.Path(self.certificate).read_bytes() if self.certificate else None,
                 pathlib.Path(self.key).read_bytes() if self.key else None,
             )
         except OSError as error:
-            raise errors.InputError(
-                f"cannot read {error.filename}: {error.strerror}"
-            ) from None
+            raise errors.InputError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +140,7 @@ def translate(code: str, details: str, address: Address) -> errors.ServingError:
     if code == "UNAVAILABLE":
         hint = "start a server with `mnist-ae serve`, or correct host and port"
         if "full" in text and "queue" in text:
-            return errors.ServerBusyError(
-                f"{where}: {text}; send less at once", code=code
-            )
+            return errors.ServerBusyError(f"{where}: {text}; send less at once", code=code)
         return errors.ServerUnavailableError(
             f"no server answers at {address.target} ({text}); {hint}", code=code
         )
@@ -162,24 +155,19 @@ def translate(code: str, details: str, address: Address) -> errors.ServingError:
             f"{where}: {text}; `mnist-ae status` shows what is served", code=code
         )
     if code == "RESOURCE_EXHAUSTED":
-        return errors.ServerBusyError(
-            f"{where}: {text}; send smaller batches or wait", code=code
-        )
+        return errors.ServerBusyError(f"{where}: {text}; send smaller batches or wait", code=code)
     if code in (
         "INVALID_ARGUMENT",
         "FAILED_PRECONDITION",
         "OUT_OF_RANGE",
         "UNIMPLEMENTED",
     ):
-        return errors.InvalidRequestError(
-            f"{where}: the server refused: {text}", code=code
-        )
+        return errors.InvalidRequestError(f"{where}: the server refused: {text}", code=code)
     return errors.ServingError(f"{where}: {code}: {text}", code=code)
 
 
 def _retryable(code: str, details: str) -> bool:
-    """Whether the request certainly did no work: calls have no side effects,
-    but a slow server should not be asked for the same again."""
+    """Whether the server certainly did no work for the request."""
     if code == "RESOURCE_EXHAUSTED":
         return "larger than max" not in details
     return code == "UNAVAILABLE"
@@ -235,9 +223,7 @@ class GrpcTransport:
         else:
             ca, certificate, key = address.tls.read()
             credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-            self._channel = grpc.secure_channel(
-                address.target, credentials, options=options
-            )
+            self._channel = grpc.secure_channel(address.target, credentials, options=options)
         self._predict = self._channel.unary_unary(_PREDICTION + "Predict")
         self._specs: dict[str, bytes] = {}
 
@@ -251,9 +237,7 @@ class GrpcTransport:
         spec = self._specs.get(signature)
         if spec is None:
             address = self.address
-            spec = wire.model_spec(
-                address.model, address.version, signature, address.label
-            )
+            spec = wire.model_spec(address.model, address.version, signature, address.label)
             self._specs[signature] = spec
         return wire.predict_request(spec, inputs, outputs)
 
@@ -307,18 +291,14 @@ class GrpcTransport:
     def signature_defs(self) -> Any:
         """See :meth:`Transport.signature_defs`."""
         request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
-        spec = wire.model_spec(
-            self.address.model, self.address.version, "", self.address.label
-        )
+        spec = wire.model_spec(self.address.model, self.address.version, "", self.address.label)
         request.model_spec.ParseFromString(spec)
         data = self._call(
             self._channel.unary_unary(_PREDICTION + "GetModelMetadata"),
             request.SerializeToString(),
         )
         response = protos.GetModelMetadataResponse.FromString(data)
-        return protos.SignatureDefMap.FromString(
-            response.metadata["signature_def"].value
-        )
+        return protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
 
     def reload(self, config: Any) -> None:
         """Sends a ``ModelServerConfig`` with HandleReloadConfigRequest; never retried."""
@@ -367,12 +347,9 @@ def decode_response(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
         outputs = protos.PredictResponse.FromString(data).outputs
         arrays = {alias: wire.decode_tensor(outputs[alias]) for alias in outputs}
     except Exception as error:
-        raise errors.ServingError(
-            f"the answer is not a PredictResponse: {error}"
-        ) from None
+        raise errors.ServingError(f"the answer is not a PredictResponse: {error}") from None
     return {
-        alias: array if array.flags.writeable else array.copy()
-        for alias, array in arrays.items()
+        alias: array if array.flags.writeable else array.copy() for alias, array in arrays.items()
     }
 
 
@@ -389,16 +366,24 @@ def _statuses(response: Any) -> list[VersionStatus]:
     return sorted(found, key=lambda item: item.version, reverse=True)
 
 
+_HTTP_CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
 class RestTransport:
     """TensorFlow Serving's REST API. Usable from many threads.
 
     Args:
       address: Whom to call.
     """
-
-    _CODES = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "ABORTED", 413: "RESOURCE_EXHAUSTED",
-              429: "RESOURCE_EXHAUSTED", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE",
-              504: "DEADLINE_EXCEEDED"}  # fmt: skip
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -445,9 +430,7 @@ class RestTransport:
         from google.protobuf import json_format
 
         answer = self._ask("GET", "/metadata")["metadata"]["signature_def"]
-        return json_format.ParseDict(
-            answer, protos.SignatureDefMap(), ignore_unknown_fields=True
-        )
+        return json_format.ParseDict(answer, protos.SignatureDefMap(), ignore_unknown_fields=True)
 
     def close(self) -> None:
         """See :meth:`Transport.close`."""
@@ -466,9 +449,7 @@ class RestTransport:
     def _ask(self, method: str, suffix: str, body: str | None = None) -> Any:
         retries = _Retries(self.address)
         while True:
-            code, text = self._try(
-                method, self._path() + suffix, body, retries.remaining()
-            )
+            code, text = self._try(method, self._path() + suffix, body, retries.remaining())
             if code == "OK":
                 try:
                     return json.loads(text)
@@ -479,15 +460,13 @@ class RestTransport:
             if not retries.again(code, text):
                 raise translate(code, text, self.address)
 
-    def _try(
-        self, method: str, path: str, body: str | None, timeout: float
-    ) -> tuple[str, str]:
+    def _try(self, method: str, path: str, body: str | None, timeout: float) -> tuple[str, str]:
         connection = self._connection(timeout)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
-        except (TimeoutError, socket.timeout):
+        except TimeoutError:
             connection.close()
             return "DEADLINE_EXCEEDED", "timed out"
         except (OSError, http.client.HTTPException) as error:
@@ -497,12 +476,10 @@ class RestTransport:
             return "OK", text
         with contextlib.suppress(ValueError, KeyError, TypeError):
             text = json.loads(text)["error"]
-        return self._CODES.get(response.status, "UNKNOWN"), text or response.reason
+        return _HTTP_CODES.get(response.status, "UNKNOWN"), text or response.reason
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(
-            self._local, "connection", None
-        )
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:
             target = self.address.target
             if self._tls is None:
@@ -561,9 +538,7 @@ class FolderTransport:
                 f"{self.address.target}: the model has no signature {signature!r}; it has "
                 f"{', '.join(sorted(key for key in self._servable.signatures if key[0] != '_'))}"
             )
-        request = protos.PredictRequest.FromString(
-            wire.predict_request(b"", inputs, outputs)
-        )
+        request = protos.PredictRequest.FromString(wire.predict_request(b"", inputs, outputs))
         try:
             arrays = decode_inputs(found, request.inputs)
             aliases = select_outputs(found, request.output_filter)

@@ -184,10 +184,10 @@ def _size(chunks: Iterable[Any]) -> int:
 
 
 def tensor_map_chunks(tag: bytes, arrays: Mapping[str, Array], *, content: bool) -> list[Any]:
-    """A ``map<string, TensorProto>`` field in pieces; see :func:`tensor_chunks`.
+    r"""A ``map<string, TensorProto>`` field in pieces; see :func:`tensor_chunks`.
 
     Args:
-      tag: The map field's tag, such as ``b"\\x0a"`` for field 1.
+      tag: The map field's tag, such as ``b"\x0a"`` for field 1.
       arrays: What the map holds.
       content: See :func:`tensor_chunks`.
     """

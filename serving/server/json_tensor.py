@@ -86,7 +86,9 @@ def _kind(value: Any) -> str:
         return "True" if value else "False"
     if isinstance(value, int | float):
         return "Number"
-    return {str: "String", list: "Array", dict: "Object"}[type(value)]
+    if isinstance(value, str):
+        return "String"
+    return "Array" if isinstance(value, list) else "Object"
 
 
 def signature_name(document: Mapping[str, Any]) -> str:

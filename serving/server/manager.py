@@ -76,7 +76,7 @@ class _Served:
     """What requests see of a model; replaced whole, never changed."""
 
     versions: Mapping[int, Servable]
-    latest: Servable | None
+    latest: Servable
     labels: Mapping[str, int]
 
 
@@ -216,6 +216,11 @@ class ModelManager:
         try:
             with self._changed:
                 new = [name for name in models if name not in self._models]
+                # Labels move before the policy can unload what they leave, and
+                # in the same instant for requests: a rollback loses none.
+                for name, settings in models.items():
+                    if name not in new and not self._unavailable(settings):
+                        self._models[name].labels = dict(settings.labels)
                 self._apply(models)
                 self._publish()
             self._wake.set()
@@ -236,16 +241,11 @@ class ModelManager:
         """
 
         def settled() -> bool:
-            return (
-                name in self._served
-                and self._served[name].latest is not None
-                or (self._settled(name))
-            )
+            return name in self._served or self._settled(name)
 
         with self._changed:
             self._changed.wait_for(settled, timeout)
-            served = self._served.get(name)
-            return served is not None and served.latest is not None
+            return name in self._served
 
     def wait_for(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Waits for a condition, looked at again after every state change."""
@@ -288,13 +288,18 @@ class ModelManager:
     def _assign_labels(self, models: Mapping[str, ModelSettings]) -> None:
         with self._changed:
             for name, settings in models.items():
-                answering = self._served[name].versions if name in self._served else {}
-                for version in settings.labels.values():
-                    if version not in answering:
-                        raise config_lib.label_error(version, name)
+                missing = self._unavailable(settings)
+                if missing:
+                    raise config_lib.label_error(missing[0], name)
             for name, settings in models.items():
                 self._models[name].labels = dict(settings.labels)
             self._publish()
+
+    def _unavailable(self, settings: ModelSettings) -> list[int]:
+        """The versions that labels should go to and that do not answer."""
+        served = self._served.get(settings.name)
+        answering = served.versions if served is not None else {}
+        return [version for version in settings.labels.values() if version not in answering]
 
     def _wait_for_new(self, names: list[str], deadline: float) -> None:
         with self._changed:

@@ -112,8 +112,8 @@ class Metrics:
         with self._lock:
             out.append("# TYPE :tensorflow:serving:request_count counter\n")
             for (model, status), count in sorted(self._requests.items()):
-                labels = (("model_name", model), ("status", status))
-                out.append(_series(":tensorflow:serving:request_count", labels, count))
+                counted = (("model_name", model), ("status", status))
+                out.append(_series(":tensorflow:serving:request_count", counted, count))
             _render_histograms(
                 out,
                 ":tensorflow:serving:request_latency",
@@ -132,9 +132,9 @@ class Metrics:
             )
             out.append("# TYPE mnist_ae:serving:reconstruction_error summary\n")
             for model, (total, images) in sorted(self._errors.items()):
-                labels = (("model_name", model),)
-                out.append(_series("mnist_ae:serving:reconstruction_error_sum", labels, total))
-                out.append(_series("mnist_ae:serving:reconstruction_error_count", labels, images))
+                named = (("model_name", model),)
+                out.append(_series("mnist_ae:serving:reconstruction_error_sum", named, total))
+                out.append(_series("mnist_ae:serving:reconstruction_error_count", named, images))
         out.append("# TYPE mnist_ae:serving:model_version gauge\n")
         for model, versions in sorted(self._versions().items()):
             for version in versions:

@@ -226,7 +226,8 @@ class EmbeddedServer:
             known = text
             try:
                 config = config_lib.parse_text(text.decode("utf-8", "replace"), str(path))
-                self.manager.reload(config_lib.from_proto(config), 60.0)
+                models = {**self.options.models, **config_lib.from_proto(config)}
+                self.manager.reload(models, 60.0)
             except StatusError as error:
                 _log.warning("%s: %s; what could be done was", path, error.message)
             else:

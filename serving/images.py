@@ -1,0 +1,187 @@
+"""Pictures in files to what the models take, and back to pictures.
+
+Pillow is imported when first used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import pathlib
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.contract import IMAGE_HEIGHT, IMAGE_WIDTH
+from serving.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Array = npt.NDArray[Any]
+Invert = Literal["auto", "yes", "no"]
+
+# IDX: two zero bytes, 0x08 for unsigned bytes, the number of dimensions.
+_IDX_MAGIC = b"\x00\x00\x08\x03"
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAX_IDX_BYTES = 2**30
+_SCALE = 4
+_GAP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """The images of one file.
+
+    Attributes:
+      path: The file.
+      images: uint8 [n, 28, 28], bright ink on dark ground.
+      inverted: Whether light and dark were swapped.
+    """
+
+    path: pathlib.Path
+    images: Array
+    inverted: bool
+
+
+def load(path: str | pathlib.Path, invert: Invert = "auto") -> Loaded:
+    """Reads a PNG, JPEG or other picture, or all images of an IDX file.
+
+    A picture of another size is fitted into 28x28, sides kept in proportion,
+    the rest filled with its ground. Colour becomes grey.
+
+    Args:
+      path: The file; IDX may be gzipped.
+      invert: ``auto`` swaps light and dark when the border is light, as in ink
+        on paper; ``yes`` always, ``no`` never.
+
+    Raises:
+      InputError: Missing, empty, or neither a picture nor IDX images.
+    """
+    path = pathlib.Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give image files") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if not start:
+        raise InputError(f"{path} is empty (0 bytes); give a PNG, JPEG or IDX file")
+    if start == _IDX_MAGIC or start[:2] == _GZIP_MAGIC:
+        images = _load_idx(path, start[:2] == _GZIP_MAGIC)
+        inverted = invert == "yes"
+    else:
+        grey = _load_picture(path)
+        inverted = invert == "yes" or (invert == "auto" and _is_light(grey))
+        images = grey[None]
+    if inverted:
+        images = 255 - images
+    if len(images) and images.shape[1:] != (IMAGE_HEIGHT, IMAGE_WIDTH):
+        images = np.stack([_fit(image) for image in images])
+    return Loaded(path, images, inverted)
+
+
+def _load_idx(path: pathlib.Path, zipped: bool) -> Array:
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:  # type: ignore[attr-defined]
+            data = file.read(_MAX_IDX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot unpack {path}: {error}") from None
+    if len(data) > _MAX_IDX_BYTES:
+        raise InputError(f"{path} holds more than {_MAX_IDX_BYTES >> 20} MiB of images")
+    if data[:4] != _IDX_MAGIC or len(data) < 16:
+        raise InputError(f"{path} is not an IDX file of images (a labels file, perhaps?)")
+    count, height, width = struct.unpack(">III", data[4:16])
+    if not height or not width or len(data) - 16 != count * height * width:
+        raise InputError(
+            f"{path} announces {count} images of {height}x{width} and holds "
+            f"{len(data) - 16} bytes; it is damaged"
+        )
+    return np.frombuffer(data, np.uint8, offset=16).reshape(count, height, width)
+
+
+def _load_picture(path: pathlib.Path) -> Array:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return _to_grey(picture)
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path} is not a picture that can be read; give a PNG, JPEG or IDX file"
+        ) from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has too many pixels; make it smaller") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def _to_grey(picture: Image.Image) -> Array:
+    from PIL import Image
+
+    if picture.mode in ("I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
+        values = np.asarray(picture, np.float64)
+        top = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=1.0)))
+        return np.clip(np.nan_to_num(values) * (255.0 / top), 0, 255).astype(np.uint8)
+    if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
+        colour = picture.convert("RGBA")
+        alpha = np.asarray(colour.getchannel("A"))
+        ink = np.asarray(colour.convert("L"))[alpha > 127]
+        ground = 0 if ink.size and ink.mean() > 127 else 255
+        paper = Image.new("RGBA", colour.size, (ground, ground, ground, 255))
+        picture = Image.alpha_composite(paper, colour)
+    return np.array(picture.convert("L"))
+
+
+def _is_light(grey: Array) -> bool:
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return float(np.median(border)) > 127
+
+
+def _fit(image: Array) -> Array:
+    from PIL import Image
+
+    height, width = image.shape
+    scale = min(IMAGE_HEIGHT / height, IMAGE_WIDTH / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), int(np.median(border)))
+    canvas.paste(picture, ((IMAGE_WIDTH - size[0]) // 2, (IMAGE_HEIGHT - size[1]) // 2))
+    return np.array(canvas)
+
+
+def to_bytes(images: Array) -> Array:
+    """Grey levels in [0, 1] as uint8 0 to 255."""
+    return np.clip(np.rint(np.nan_to_num(images) * 255.0), 0, 255).astype(np.uint8)
+
+
+def write_sheet(path: pathlib.Path, rows: list[list[Array]]) -> None:
+    """Writes images as a grid, magnified, as PNG.
+
+    Args:
+      path: The file; its folder is made.
+      rows: Rows of uint8 [28, 28] images.
+
+    Raises:
+      InputError: The file cannot be written.
+    """
+    from PIL import Image
+
+    columns = max((len(row) for row in rows), default=0)
+    cell_height, cell_width = IMAGE_HEIGHT + _GAP, IMAGE_WIDTH + _GAP
+    sheet = np.full((len(rows) * cell_height + _GAP, columns * cell_width + _GAP), 96, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = _GAP + y * cell_height, _GAP + x * cell_width
+            sheet[top : top + IMAGE_HEIGHT, left : left + IMAGE_WIDTH] = image
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron(sheet, np.ones((_SCALE, _SCALE), np.uint8))).save(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

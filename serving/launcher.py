@@ -1,0 +1,346 @@
+"""Starts a server for pushed models: TensorFlow Serving where there is one.
+
+``auto`` takes a ``tensorflow_model_server`` on the PATH, else Docker with
+``tensorflow/serving``, else the embedded server, and says which and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from serving import contract, locate
+from serving.errors import InputError, ServerStartError, ServingError
+
+if TYPE_CHECKING:
+    from serving.server.config import ModelSettings
+    from serving.server.options import ServerOptions
+
+BACKENDS = ("auto", "binary", "docker", "embedded")
+BINARY = "tensorflow_model_server"
+_DOCKER_PATIENCE = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What ``mnist-ae serve`` was asked for.
+
+    Attributes:
+      folder: The model.
+      config_file: The rollout state, if the file exists.
+      host: The address to bind (embedded and Docker).
+      port: gRPC.
+      rest_port: REST.
+      batching_file: TensorFlow Serving's batching parameters, or None.
+      options: The embedded server's other options.
+      timeout: Seconds to wait for the model.
+    """
+
+    folder: locate.ModelFolder
+    config_file: pathlib.Path | None
+    host: str
+    port: int
+    rest_port: int
+    batching_file: pathlib.Path | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    timeout: float = 120.0
+
+
+def choose(wanted: str) -> tuple[str, str]:
+    """Which backend to use.
+
+    Args:
+      wanted: One of :data:`BACKENDS`.
+
+    Returns:
+      The backend, and why.
+
+    Raises:
+      ServerStartError: The one wanted is not there.
+    """
+    if wanted == "embedded":
+        return "embedded", "as asked"
+    binary = shutil.which(BINARY)
+    if wanted == "binary" or (wanted == "auto" and binary):
+        if not binary:
+            raise ServerStartError(
+                f"no {BINARY} on the PATH; install it, or use --backend embedded"
+            )
+        return "binary", f"{binary}"
+    why_not = _docker_problem()
+    if why_not is None:
+        return "docker", docker_image()
+    if wanted == "docker":
+        raise ServerStartError(f"Docker cannot be used: {why_not}; use --backend embedded")
+    return "embedded", f"no {BINARY} on the PATH, and {why_not}"
+
+
+def docker_image() -> str:
+    """``tensorflow/serving`` at the version that fits the TensorFlow in use."""
+    for package in ("tensorflow-serving-api", "tensorflow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"tensorflow/serving:{importlib.metadata.version(package)}"
+    return "tensorflow/serving:latest"
+
+
+def _docker_problem() -> str | None:
+    if not shutil.which("docker"):
+        return "Docker is not installed"
+    try:
+        done = subprocess.run(
+            ["docker", "info", "--format", "{{.ServerVersion}}"],
+            capture_output=True, text=True, timeout=_DOCKER_PATIENCE, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return "Docker does not answer"
+    if done.returncode != 0 or not done.stdout.strip():
+        return "Docker does not answer"
+    return None
+
+
+def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+      plan: What to serve and where.
+      backend: One of :data:`BACKENDS`.
+      say: Where the few lines for people go.
+
+    Returns:
+      0 after an orderly end.
+
+    Raises:
+      ServingError: It did not come up.
+    """
+    chosen, why = choose(backend)
+    if chosen == "embedded":
+        say(f"backend: embedded server ({why})")
+        return _serve_embedded(plan, say)
+    if plan.options.get("tls") is not None:
+        raise InputError(f"--tls-... is for the embedded server; {chosen} has --ssl_config_file")
+    say(f"backend: {'TensorFlow Serving' if chosen == 'binary' else 'Docker'} ({why})")
+    command = binary_command(plan) if chosen == "binary" else docker_command(plan)
+    return _serve_process(command, plan, say)
+
+
+def binary_command(plan: Plan) -> list[str]:
+    """The command line of ``tensorflow_model_server``.
+
+    The flags mend what people trip over: loads in their own threads, a failed
+    load tried again soon, enough gRPC threads (docs/serving.md).
+    """
+    return [
+        BINARY,
+        f"--port={plan.port}",
+        f"--rest_api_port={plan.rest_port}",
+        *_model_flags(plan),
+    ]
+
+
+def docker_command(plan: Plan) -> list[str]:
+    """The command line of ``docker run``; folders keep their paths inside."""
+    shared = plan.folder.path
+    if plan.config_file is not None:
+        shared = plan.config_file.absolute().parent
+    mounts = {str(plan.folder.path), str(shared)}
+    if plan.batching_file is not None:
+        mounts.add(str(plan.batching_file.absolute()))
+    volumes = [f"--volume={path}:{path}:ro" for path in sorted(mounts)]
+    return [
+        "docker", "run", "--rm", "--init",
+        f"--publish={plan.host}:{plan.port}:8500",
+        f"--publish={plan.host}:{plan.rest_port}:8501",
+        *volumes, "--entrypoint", BINARY, docker_image(),
+        "--port=8500", "--rest_api_port=8501", *_model_flags(plan),
+    ]  # fmt: skip
+
+
+def _model_flags(plan: Plan) -> list[str]:
+    if plan.config_file is not None:
+        models = [
+            f"--model_config_file={plan.config_file.absolute()}",
+            "--model_config_file_poll_wait_seconds=1",
+            "--allow_version_labels_for_unavailable_models=true",
+        ]
+    else:
+        models = [f"--model_name={plan.folder.name}", f"--model_base_path={plan.folder.path}"]
+    if plan.batching_file is not None:
+        models += [
+            "--enable_batching=true",
+            f"--batching_parameters_file={plan.batching_file.absolute()}",
+        ]
+    return [
+        *models,
+        "--num_load_threads=2",
+        "--max_num_load_retries=2",
+        "--load_retry_interval_micros=1000000",
+        "--grpc_max_threads=64",
+        "--enable_grpc_healthcheck_service=true",
+    ]
+
+
+def settings_of(plan: Plan) -> dict[str, ModelSettings]:
+    """The models that the embedded server is to serve.
+
+    Those of the rollout's file, and the one asked for. A listed model whose
+    folder is gone is left out with a word on stderr.
+    """
+    from serving.rollout import ConfigFile
+    from serving.server import config as config_lib
+    from serving.server.config import ModelSettings
+    from serving.server.status import StatusError
+    from serving.server.storage import VersionPolicy
+
+    folder = plan.folder
+    models: dict[str, ModelSettings] = {}
+    if plan.config_file is not None:
+        try:
+            models = config_lib.from_proto(ConfigFile(plan.config_file).read())
+        except StatusError as error:
+            raise InputError(f"{plan.config_file}: {error.message}") from None
+        for name in [name for name in models if not os.path.isdir(models[name].base_path)]:
+            print(
+                f"warning: {plan.config_file} lists {name!r}, whose folder "
+                f"{models[name].base_path} is missing; leaving it out",
+                file=sys.stderr,
+            )
+            del models[name]
+    if folder.version is not None:
+        policy = VersionPolicy("specific", versions=(folder.version,))
+        models[folder.name] = ModelSettings(folder.name, str(folder.path), policy)
+    elif folder.name not in models:
+        models[folder.name] = ModelSettings(folder.name, str(folder.path))
+    return models
+
+
+def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
+    from serving.server import EmbeddedServer, ServerOptions
+
+    options: ServerOptions = ServerOptions(
+        models=settings_of(plan),
+        host=plan.host,
+        port=plan.port,
+        rest_port=plan.rest_port,
+        batching=_batching(plan),
+        config_file=str(plan.config_file) if plan.config_file is not None else None,
+        **plan.options,
+    )
+    quit_event = threading.Event()
+    with _on_signals(lambda: quit_event.set()):
+        server = EmbeddedServer(options)
+        server.start()
+        try:
+            versions = server.manager.available().get(plan.folder.name, [])
+            _announce(plan, server.address, server.rest_address or "", versions, say)
+            quit_event.wait()
+            say("stopping: finishing the requests under way")
+        finally:
+            server.stop()
+    say("stopped")
+    return 0
+
+
+def _batching(plan: Plan) -> Any:
+    if plan.batching_file is None:
+        return None
+    from serving.server.batching import parse_parameters
+
+    try:
+        return parse_parameters(plan.batching_file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{plan.batching_file}: {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def _on_signals(act: Callable[[], None]) -> Any:
+    """Acts on SIGTERM and SIGINT while the block runs (in the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda *_: act())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve_process(command: Sequence[str], plan: Plan, say: Callable[[str], None]) -> int:
+    from serving.transport import Address, GrpcTransport
+
+    try:
+        process = subprocess.Popen(command)
+    except OSError as error:
+        raise ServerStartError(f"cannot start {command[0]}: {error.strerror}") from None
+    stopping = threading.Event()
+
+    def stop() -> None:
+        stopping.set()
+        process.terminate()
+
+    host = "localhost" if plan.host in ("0.0.0.0", "::") else plan.host
+    address = f"{host}:{plan.port}"
+    transport = GrpcTransport(Address(address, plan.folder.name, timeout=2.0, retries=0))
+    with _on_signals(stop), contextlib.closing(transport):
+        try:
+            versions = _await_process(process, transport, plan, stopping)
+            if versions:
+                _announce(plan, address, f"{host}:{plan.rest_port}", versions, say)
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if stopping.is_set():
+        say("stopped")
+        return 0
+    raise ServerStartError(f"{command[0]} ended by itself with code {code}; see its output above")
+
+
+def _await_process(
+    process: subprocess.Popen[bytes], transport: Any, plan: Plan, stopping: threading.Event
+) -> list[int]:
+    end = time.monotonic() + plan.timeout
+    while process.poll() is None and not stopping.is_set():
+        with contextlib.suppress(ServingError):
+            ready = [item.version for item in transport.status() if item.state == "AVAILABLE"]
+            if ready:
+                return ready
+        if time.monotonic() > end:
+            raise ServerStartError(
+                f"model {plan.folder.name!r} did not become available within {plan.timeout:g} s; "
+                "see the server's output above"
+            )
+        stopping.wait(0.2)
+    return []
+
+
+def _announce(
+    plan: Plan, grpc: str, rest: str, versions: Sequence[int], say: Callable[[str], None]
+) -> None:
+    name = plan.folder.name
+    numbers = ", ".join(map(str, sorted(versions)))
+    say(f"serving {name}, version{'s' if len(versions) > 1 else ''} {numbers}")
+    say(f"  gRPC {grpc}")
+    scheme = "https" if plan.options.get("tls") is not None else "http"
+    say(f"  REST {scheme}://{rest}/v1/models/{name}")
+    ours = (plan.folder.version_path(max(plan.folder.versions)) / contract.METADATA_FILE).is_file()
+    if ours:
+        say(f"try: mnist-ae predict IMAGE --target {grpc} --model {name} --out out/")
+    else:
+        say(f"try: curl {scheme}://{rest}/v1/models/{name}/metadata")
+    say("ready")
