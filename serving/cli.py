@@ -76,6 +76,10 @@ def _register_serve(subparsers: Any) -> None:
         "--drain-seconds", type=_positive_float, default=30.0,
         help="time for requests under way when stopping (%(default)s; embedded)",
     )  # fmt: skip
+    parser.add_argument(
+        "--load-retries", type=int, choices=range(10), default=2, metavar="N",
+        help="further tries after a failed load, a second apart (%(default)s)",
+    )  # fmt: skip
     parser.set_defaults(run=_serve)
 
 
@@ -231,6 +235,7 @@ def _serve(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "max_message_bytes": args.max_message_mb * 2**20,
         "drain_timeout": args.drain_seconds,
+        "max_load_retries": args.load_retries,
     }
     if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_client_ca and not args.tls_cert):
         raise InputError("TLS needs --tls-cert and --tls-key together")

@@ -183,7 +183,7 @@ def _model_flags(plan: Plan) -> list[str]:
     return [
         *models,
         "--num_load_threads=2",
-        "--max_num_load_retries=2",
+        f"--max_num_load_retries={plan.options.get('max_load_retries', 2)}",
         "--load_retry_interval_micros=1000000",
         "--grpc_max_threads=64",
         "--enable_grpc_healthcheck_service=true",

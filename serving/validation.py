@@ -1,0 +1,427 @@
+"""Tries a model the way a server will use it, before it is pushed.
+
+The candidate is served by a process of its own, called over gRPC with real
+images, and run beside that in a v1 Session and as Python loads it. All three
+must agree; answers must have their shapes and be finite; and one image must be
+answered within the latency budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from serving import contract, launcher, protos, wire
+from serving.errors import ServerStartError, ServingError
+from serving.transport import Address, GrpcTransport
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
+# What the contract always has; a candidate without it serves nobody.
+REQUIRED = (contract.SERVING_DEFAULT, contract.RECONSTRUCT, contract.SCORE)
+# One single-threaded call and one batched one differ in the last bits.
+_RTOL, _ATOL = 1e-4, 1e-5
+# Thresholded outputs may flip where a float sits on the edge.
+_FLIPS = 0.02
+_LATENCY_CALLS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Real examples to call a candidate with.
+
+    Attributes:
+      examples: Serialised tf.Examples, object [n].
+      images: uint8 [n, 28, 28].
+      labels: int64 [n]; zeros where the examples have none.
+    """
+
+    examples: np.ndarray[Any, Any]
+    images: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+
+    @classmethod
+    def from_examples(cls, serialized: Sequence[bytes]) -> Samples:
+        """Reads ``image`` and ``label`` out of serialised tf.Examples.
+
+        Raises:
+          ServingError: None given, or one without an image of 784 bytes.
+        """
+        if not serialized:
+            raise ServingError("no examples to validate with; is the split empty?")
+        images, labels = [], []
+        for item in serialized:
+            features = protos.Example.FromString(item).features.feature
+            values = list(features[contract.IMAGE_FEATURE].bytes_list.value)
+            if len(values) != 1 or len(values[0]) != contract.IMAGE_PIXELS:
+                raise ServingError(
+                    f"an example has no feature {contract.IMAGE_FEATURE!r} of "
+                    f"{contract.IMAGE_PIXELS} bytes"
+                )
+            images.append(np.frombuffer(values[0], np.uint8))
+            label = list(features[contract.LABEL_FEATURE].int64_list.value)
+            labels.append(label[0] if label else 0)
+        examples = np.empty(len(serialized), object)
+        examples[:] = serialized
+        shape = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
+        return cls(examples, np.stack(images).reshape(shape), np.array(labels, np.int64))
+
+
+@dataclasses.dataclass
+class Report:
+    """The outcome.
+
+    Attributes:
+      problems: Why the candidate is not to be pushed; empty when it is.
+      signatures: The signatures called.
+      latency_ms: 95th percentile of one image over gRPC; None if not measured.
+      backend: Who served.
+      seconds: The whole validation.
+    """
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    signatures: list[str] = dataclasses.field(default_factory=list)
+    latency_ms: float | None = None
+    backend: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the candidate may be pushed."""
+        return not self.problems
+
+
+def validate(
+    version_path: str,
+    samples: Samples,
+    *,
+    latency_budget_ms: float,
+    timeout: float = 120.0,
+    required: Sequence[str] = REQUIRED,
+) -> Report:
+    """Tries a candidate.
+
+    Args:
+      version_path: ``<anything>/<model name>/<version number>``; with its
+        warm-up requests, so that they are tried too.
+      samples: What to call it with.
+      latency_budget_ms: For one image over gRPC, 95th percentile.
+      timeout: Seconds for the server to come up.
+      required: Signatures that must be there.
+
+    Returns:
+      The report; a candidate that fails is no exception.
+    """
+    started = time.monotonic()
+    report = Report()
+    path = pathlib.Path(version_path)
+    backend = "binary" if shutil.which(launcher.BINARY) else "embedded"
+    report.backend = backend
+    with contextlib.ExitStack() as stack:
+        try:
+            # The process starts up while this one loads the model its own ways.
+            candidate = stack.enter_context(_Candidate(path.parent, backend, timeout))
+            references = _References(str(path), path.parent.name, int(path.name))
+            stack.callback(references.close)
+            target = candidate.wait()
+        except Exception as error:
+            report.problems.append(_one_line(error))
+        else:
+            transport = GrpcTransport(Address(target, path.parent.name, timeout=60.0))
+            stack.callback(transport.close)
+            _call_all(references, transport, samples, required, report)
+            if report.passed:
+                _measure(transport, samples, latency_budget_ms, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class _Candidate:
+    """``mnist-ae serve`` on the candidate, as a process."""
+
+    def __init__(self, folder: pathlib.Path, backend: str, timeout: float) -> None:
+        self._folder = folder
+        self._backend = backend
+        self._timeout = timeout
+        self._ports = _free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> _Candidate:
+        self._log = tempfile.TemporaryFile()
+        home = str(pathlib.Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+        command = [
+            sys.executable, "-m", "serving", "serve", str(self._folder),
+            "--backend", self._backend, "--port", str(self._ports[0]),
+            "--rest-port", str(self._ports[1]), "--drain-seconds", "1", "--load-retries", "0",
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        return self
+
+    def wait(self) -> str:
+        """Waits until the model answers; returns ``host:port``.
+
+        Raises:
+          ServerStartError: It does not come up; with its last words.
+        """
+        assert self._process is not None
+        target = f"127.0.0.1:{self._ports[0]}"
+        transport = GrpcTransport(Address(target, self._folder.name, timeout=2.0, retries=0))
+        end = time.monotonic() + self._timeout
+        with contextlib.closing(transport):
+            while time.monotonic() < end:
+                if self._process.poll() is not None:
+                    raise ServerStartError(f"the server does not take it: {self._last_words()}")
+                with contextlib.suppress(ServingError):
+                    if any(item.state == "AVAILABLE" for item in transport.status()):
+                        return target
+                time.sleep(0.1)
+        raise ServerStartError(f"not available within {self._timeout:g} s: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1].removeprefix("mnist-ae: error: ") if lines else "it said nothing"
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
+
+
+class _References:
+    """The candidate in a v1 Session, and as ``tf.saved_model.load`` has it."""
+
+    def __init__(self, path: str, name: str, version: int) -> None:
+        import tensorflow as tf
+
+        from serving.server.servable import Servable
+
+        self._servable = Servable(name, version, path)
+        self._loaded = tf.saved_model.load(path)
+        self.signatures = {
+            key: signature
+            for key, signature in self._servable.signatures.items()
+            if not key.startswith("__")
+        }
+
+    def session(self, key: str, inputs: Arrays) -> Arrays:
+        """A signature's answer in the v1 Session."""
+        signature = self.signatures[key]
+        values = signature.run(inputs, signature.output_aliases)
+        return dict(zip(signature.output_aliases, values, strict=True))
+
+    def python(self, key: str, inputs: Arrays) -> Arrays:
+        """A signature's answer from the model as Python loads it."""
+        import tensorflow as tf
+
+        tensors = {alias: tf.constant(array) for alias, array in inputs.items()}
+        outputs = self._loaded.signatures[key](**tensors)
+        return {alias: np.asarray(value.numpy()) for alias, value in outputs.items()}
+
+    def close(self) -> None:
+        self._servable.retire(lambda: None)
+
+
+def _call_all(
+    references: _References,
+    transport: GrpcTransport,
+    samples: Samples,
+    required: Sequence[str],
+    report: Report,
+) -> None:
+    missing = [key for key in required if key not in references.signatures]
+    if missing:
+        report.problems.append(f"signatures are missing: {', '.join(missing)}")
+        return
+    code: np.ndarray[Any, Any] | None = None
+    # encode first: decode takes its code.
+    for key in sorted(references.signatures, key=lambda key: (key != contract.ENCODE, key)):
+        try:
+            inputs = _inputs(references.signatures[key], samples, code)
+            expected = references.session(key, inputs)
+            answers = transport.predict(key, inputs, ())
+            python = references.python(key, inputs)
+        except Exception as error:
+            report.problems.append(f"{key}: {_one_line(error)}")
+            continue
+        report.signatures.append(key)
+        rows = len(next(iter(inputs.values())))
+        report.problems += _check(key, references.signatures[key], answers, rows)
+        report.problems += _compare(key, "the v1 Session", answers, expected)
+        report.problems += _compare(key, "the trained model", answers, python)
+        code = expected.get(contract.CODE, code) if key == contract.ENCODE else code
+
+
+def _inputs(signature: Any, samples: Samples, code: np.ndarray[Any, Any] | None) -> Arrays:
+    known = {
+        contract.EXAMPLES: samples.examples,
+        contract.IMAGES: samples.images,
+        contract.LABEL: samples.labels,
+        contract.SEED: np.arange(len(samples.images), dtype=np.int64),
+        **({contract.CODE: code} if code is not None else {}),
+    }
+    rows = len(samples.images)
+    inputs = {}
+    for alias, info in signature.inputs.items():
+        dtype = wire.numpy_type(info.dtype)
+        if alias in known and known[alias].dtype == dtype:
+            inputs[alias] = known[alias]
+        elif info.dtype == wire.DT_STRING:
+            inputs[alias] = samples.examples
+        else:
+            shape = [rows, *(max(size, 1) for size in (info.shape or (-1,))[1:])]
+            inputs[alias] = np.zeros(shape, dtype)
+    return inputs
+
+
+def _check(key: str, signature: Any, answers: Arrays, rows: int) -> list[str]:
+    problems = []
+    height, width = contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH
+    by_contract: dict[str, tuple[int, ...]] = {
+        contract.RECONSTRUCTION: (rows, height, width),
+        contract.RECONSTRUCTION_ERROR: (rows,),
+        contract.IS_ANOMALY: (rows,),
+        contract.IMAGES: (rows, height, width),
+        contract.PROBABILITIES: (rows, contract.NUM_CLASSES),
+        contract.LABEL: (rows,),
+    }
+    for alias, info in signature.outputs.items():
+        if alias not in answers:
+            problems.append(f"{key}: the answer lacks {alias}")
+            continue
+        array = answers[alias]
+        wanted = by_contract.get(alias, info.shape)
+        fits = wanted is None or (
+            array.ndim == len(wanted)
+            and all(want in (-1, size) for want, size in zip(wanted, array.shape, strict=True))
+        )
+        if not fits or (array.ndim and array.shape[0] != rows):
+            problems.append(
+                f"{key}: {alias} has the shape {list(array.shape)}, not {list(wanted or ())} for "
+                f"{rows} images"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(np.size(array) - np.isfinite(array).sum())
+            problems.append(f"{key}: {alias} has {bad} values that are not finite")
+    return problems
+
+
+def _compare(key: str, whose: str, answers: Arrays, expected: Arrays) -> list[str]:
+    problems = []
+    for alias, want in expected.items():
+        got = answers.get(alias)
+        if got is None or got.shape != want.shape:
+            problems.append(f"{key}: {alias} over gRPC has another shape than in {whose}")
+        elif want.dtype.kind == "f":
+            if not np.allclose(got, want, rtol=_RTOL, atol=_ATOL, equal_nan=True):
+                worst = float(np.nanmax(np.abs(got - want)))
+                problems.append(f"{key}: {alias} over gRPC differs from {whose} by {worst:.3g}")
+        elif np.mean(got != want) > _FLIPS:
+            problems.append(f"{key}: {alias} over gRPC differs from {whose}")
+    return problems
+
+
+def _measure(transport: GrpcTransport, samples: Samples, budget_ms: float, report: Report) -> None:
+    inputs = {contract.IMAGES: samples.images[:1]}
+    request = transport.request(contract.RECONSTRUCT, inputs, ())
+    seconds = []
+    for _ in range(_LATENCY_CALLS):
+        started = time.perf_counter()
+        transport.predict_serialised(request)
+        seconds.append(time.perf_counter() - started)
+    report.latency_ms = float(np.percentile(seconds, 95)) * 1e3
+    if report.latency_ms > budget_ms:
+        report.problems.append(
+            f"one image takes {report.latency_ms:.1f} ms (95th percentile of {_LATENCY_CALLS}), "
+            f"over the budget of {budget_ms:g} ms"
+        )
+
+
+def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequence[int]) -> int:
+    """Writes a version's warm-up requests: each signature, at each batch size.
+
+    Args:
+      version_path: The version's folder.
+      samples: What to ask.
+      batch_sizes: Images a request; those beyond the samples are left out.
+
+    Returns:
+      How many requests were written.
+
+    Raises:
+      ServingError: The model cannot be loaded or does not encode.
+    """
+    from serving.server.servable import Servable
+
+    path = pathlib.Path(version_path)
+    servable = None
+    try:
+        servable = Servable(path.parent.name, 1, version_path)
+        records = []
+        code = None
+        if contract.ENCODE in servable.signatures:
+            encode = servable.signatures[contract.ENCODE]
+            [code] = encode.run(_inputs(encode, samples, None), (contract.CODE,))
+        for key, signature in servable.signatures.items():
+            if key.startswith("__"):
+                continue
+            inputs = _inputs(signature, samples, code)
+            for size in sorted({min(size, len(samples.images)) for size in batch_sizes}):
+                batch = {alias: array[:size] for alias, array in inputs.items()}
+                log = protos.PredictionLog()
+                log.predict_log.request.ParseFromString(
+                    wire.predict_request(wire.model_spec(path.parent.name, None, key), batch)
+                )
+                records.append(log.SerializeToString())
+    except Exception as error:
+        raise ServingError(f"no warm-up requests: {_one_line(error)}") from None
+    finally:
+        if servable is not None:
+            servable.retire(lambda: None)
+    file = path / WARMUP_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_records(str(file), records)
+    return len(records)
+
+
+def _write_records(path: str, records: Sequence[bytes]) -> None:
+    from tensorflow.python.lib.io import tf_record
+
+    with tf_record.TFRecordWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(getattr(error, "message", None) or error).split())
+    return text[:500] or type(error).__name__
