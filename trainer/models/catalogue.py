@@ -123,7 +123,7 @@ _ENTRIES = (
         source=OWN,
         paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
         hyperparameters=hps.BestHyperparameters,
-        training=TrainingDefaults(epochs=18, batch_size=512, learning_rate=0.04, xla=False),
+        training=TrainingDefaults(epochs=16, batch_size=512, learning_rate=0.025, xla=False),
         implementation="trainer.models.best:Best",
         parameters=828_804,
         max_mse=0.01,
@@ -267,8 +267,8 @@ _ENTRIES = (
         paper=AAE_PAPER,
         correction=(
             "The labelled images came from the test split; here from the training split. As aae; "
-            "and every step sees labelled images, slightly shifted, and asks that a shifted image "
-            "keeps its digit. The tutorial's form: consistency=0, max_shift=0."
+            "every step sees labelled images, slightly distorted, and asks that a distorted image "
+            "keeps its digit. The tutorial's form: consistency=0, distortion=0."
         ),
         hyperparameters=hps.SemiSupervisedAaeHyperparameters,
         training=TrainingDefaults(epochs=10, batch_size=128),

@@ -270,10 +270,10 @@ class SemiSupervisedAaeHyperparameters(AaeHyperparameters):
       labelled_batch_size: Labelled images appended to every batch.
       classification_weight: Of the labelled images' cross-entropy against BCE
         summed over pixels.
-      max_shift: Largest shift, in pixels, of labelled images and of the images
-        whose digit is to stay the same.
+      distortion: How far labelled images, and copies of the others, are turned,
+        scaled and moved: 1 is up to .2 an entry of the matrix and two pixels.
       consistency: Weight of the cross-entropy between an image's digit and its
-        shifted copy's, relative to that of the labelled images.
+        distorted copy's, relative to that of the labelled images.
     """
 
     code_size: int = dataclasses.field(init=False, default=20)
@@ -281,8 +281,8 @@ class SemiSupervisedAaeHyperparameters(AaeHyperparameters):
     prior_stddev: Positive = 1.0
     labels: Annotated[int, Ge(10), MultipleOf(10)] = 1_000
     labelled_batch_size: Units = 64
-    classification_weight: Positive = 10.0
-    max_shift: Annotated[int, Ge(0), Lt(14)] = 2
+    classification_weight: Positive = 100.0
+    distortion: NonNegative = 1.0
     consistency: NonNegative = 1.0
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from trainer.models import CATALOGUE, build_model
 from trainer.models import hyperparameters as hps
 from trainer.models.catalogue import Ability, TrainingDefaults
 from trainer.models.generative import digits_of_seeds, normal_of_seeds
-from trainer.models.semi_supervised import shift_images
+from trainer.models.semi_supervised import distort_images
 from trainer.models.variational import Variational
 
 # Test MSE after some seconds of training. The mean image has .0675, black .114.
@@ -224,13 +224,16 @@ def test_low_level_is_made_of_plain_variables() -> None:
     assert float(tf.math.reduce_std(model.hidden.weights)) == pytest.approx(1.0, rel=0.02)
 
 
-def test_shift_moves_whole_pixels() -> None:
+def test_distortion_moves_the_ink_a_little_and_keeps_it() -> None:
     image = np.zeros((64, 28, 28), np.float32)
-    image[:, 10, 12] = 1
-    moved = shift_images(tf.constant(image), tf.constant([1, 2], tf.int64), 2).numpy()
-    _, rows, columns = np.nonzero(moved)
-    assert len(rows) == 64
-    assert set(rows) == {8, 9, 10, 11, 12} and set(columns) == {10, 11, 12, 13, 14}
+    image[:, 10:14, 12:16] = 1
+    seed = tf.constant([1, 2], tf.int64)
+    moved = distort_images(tf.constant(image), seed, 1.0).numpy()
+    ink = moved.sum(axis=(1, 2))
+    assert ink.min() > 9 and ink.max() < 27
+    rows = (moved.sum(axis=2) @ np.arange(28)) / ink
+    assert 0.5 < rows.std() < 2 and abs(rows.mean() - 11.5) < 0.7
+    np.testing.assert_allclose(distort_images(tf.constant(image), seed, 1e-6), image, atol=1e-4)
 
 
 def test_the_same_seed_trains_the_same_model(digits: Digits) -> None:
