@@ -140,8 +140,8 @@ def main() -> int:
     parser.add_argument("--root", help="where pushed models are")
     parser.add_argument("--target", help="measure this server instead of the embedded one")
     parser.add_argument("--name", help="the model's name there; default: the folder's")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure and round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure and round")
+    parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with contextlib.ExitStack() as stack:

@@ -344,9 +344,8 @@ def decode_response(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
       ServingError: Not a PredictResponse.
     """
     try:
-        outputs = protos.PredictResponse.FromString(data).outputs
-        arrays = {alias: wire.decode_tensor(outputs[alias]) for alias in outputs}
-    except Exception as error:
+        arrays = wire.read_predict_response(data)
+    except wire.TensorError as error:
         raise errors.ServingError(f"the answer is not a PredictResponse: {error}") from None
     return {
         alias: array if array.flags.writeable else array.copy() for alias, array in arrays.items()
