@@ -227,7 +227,7 @@ def streamed_batches(
         )
         return (
             tf.data.Dataset.from_tensor_slices(order)
-            .interleave(_records, cycle_length=4, deterministic=True)
+            .interleave(_records, cycle_length=4)
             .shuffle(_STREAM_SHUFFLE, seed=epoch + seed, reshuffle_each_iteration=False)
             .batch(batch_size, drop_remainder=True)
         )
@@ -247,14 +247,16 @@ def streamed_batches(
     )
 
 
-def evaluation_batches(
-    examples: Examples, preprocess: Preprocessor, context: tf.distribute.InputContext | None = None
-) -> tf.data.Dataset:
-    """All examples once, in order, in batches ``(images, labels)`` of up to 1,000."""
+def evaluation_batches(examples: Examples, preprocess: Preprocessor) -> tf.data.Dataset:
+    """All examples once, in order, in batches ``(images, labels)`` of up to 1,000.
+
+    Under a strategy, Keras gives every worker and replica its share.
+    """
     dataset = tf.data.Dataset.from_tensor_slices((examples.images, examples.labels))
     dataset = dataset.batch(_EVAL_BATCH)
-    if context is not None:
-        dataset = dataset.shard(context.num_input_pipelines, context.input_pipeline_id)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    dataset = dataset.with_options(options)
 
     def transform(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         out = preprocess({features.IMAGE: images, features.LABEL: labels})

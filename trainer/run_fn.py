@@ -268,9 +268,7 @@ def _fit(
                 epochs=phase.epochs,
                 initial_epoch=first,
                 steps_per_epoch=steps,
-                validation_data=distribution.distribute_datasets_from_function(
-                    lambda context: data.evaluation_batches(validation, preprocess, context)
-                ),
+                validation_data=data.evaluation_batches(validation, preprocess),
                 callbacks=callbacks,
                 verbose=0,
             )

@@ -240,6 +240,12 @@ class Autoencoder(keras.Model):
         """What Keras resets at the start of an epoch."""
         return [*self._trackers.values(), self._mse_tracker]
 
+    @property
+    def weights(self) -> list[tf.Variable]:
+        """Weights alone: the state of the running means is no part of a model."""
+        running = {id(variable) for metric in self.metrics for variable in metric.variables}
+        return [weight for weight in super().weights if id(weight) not in running]
+
     def track(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Adds a batch to the running means and returns them."""
         for name, value in terms.items():

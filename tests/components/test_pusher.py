@@ -1,0 +1,86 @@
+import json
+import os
+import threading
+
+import pytest
+
+from components.pusher import executor
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "variables").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    for shard in range(20):
+        (folder / "variables" / f"variables.data-{shard}").write_bytes(b"x" * 50_000)
+    return str(folder)
+
+
+def files(folder):
+    return sorted(
+        os.path.relpath(os.path.join(root, name), folder)
+        for root, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def test_a_version_holds_the_model_and_its_origin(tmp_path, model):
+    path = executor.push(model, str(tmp_path / "serving"), "uri/7")
+    assert files(path) == sorted([*files(model), executor.ORIGIN_FILE])
+    with open(os.path.join(path, executor.ORIGIN_FILE)) as f:
+        assert json.load(f) == {"model_uri": "uri/7"}
+
+
+def test_versions_only_grow_even_when_the_clock_goes_back(tmp_path, model, monkeypatch):
+    base = str(tmp_path / "serving")
+    clock = iter([1_000, 1_000, 900])
+    monkeypatch.setattr(executor.time, "time", lambda: next(clock))
+    names = [os.path.basename(executor.push(model, base, f"uri/{i}")) for i in range(3)]
+    assert names == ["1000", "1001", "1002"]
+
+
+def test_the_same_model_is_not_pushed_twice(tmp_path, model):
+    base = str(tmp_path / "serving")
+    assert executor.push(model, base, "uri/1") == executor.push(model, base, "uri/1")
+    assert len(executor.versions(base)) == 1
+
+
+def test_an_older_model_is_pushed_again_as_the_newest(tmp_path, model):
+    base = str(tmp_path / "serving")
+    first = executor.push(model, base, "uri/1")
+    executor.push(model, base, "uri/2")
+    again = executor.push(model, base, "uri/1")
+    assert again != first
+    assert os.path.basename(again) == str(executor.versions(base)[-1])
+
+
+def test_what_a_killed_push_left_is_removed(tmp_path, model):
+    base = tmp_path / "serving"
+    (base / "_tmp.1234").mkdir(parents=True)
+    executor.push(model, str(base), "uri/1")
+    assert [name for name in os.listdir(base) if not name.isdigit()] == []
+
+
+def test_a_watcher_never_sees_half_a_version(tmp_path, model):
+    base = str(tmp_path / "serving")
+    os.makedirs(base)
+    expected = sorted([*files(model), executor.ORIGIN_FILE])
+    done, partial, looks = threading.Event(), [], [0]
+
+    def watch():
+        while not done.is_set():
+            for version in executor.versions(base):
+                looks[0] += 1
+                found = files(os.path.join(base, str(version)))
+                if found != expected:
+                    partial.append(found)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for i in range(15):
+        executor.push(model, base, f"uri/{i}")
+    done.set()
+    watcher.join()
+    assert looks[0] > 0
+    assert partial == []

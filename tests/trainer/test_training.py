@@ -1,0 +1,190 @@
+"""Whole trainings: resumed, repeated, distributed, exported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import portpicker
+import pytest
+import tensorflow as tf
+
+from trainer import checkpoint, monitoring, run_fn
+
+
+def history(job):
+    with open(os.path.join(job.log_dir, run_fn.TRAINING_FILE)) as f:
+        return json.load(f)["history"]
+
+
+def served(job):
+    """Reconstructions of fixed noise by the exported model."""
+    model = tf.saved_model.load(job.model_dir)
+    images = np.random.default_rng(0).integers(0, 256, (8, 28, 28), np.uint8)
+    return model.signatures["reconstruct"](images=tf.constant(images))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("model", ["simple", "vae", "stacked"])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(make_job, monkeypatch, model):
+    whole = make_job(model, "whole", epochs=5)
+    run_fn.train(whole)
+
+    interrupted = make_job(model, "interrupted", epochs=5)
+    monkeypatch.setattr(
+        checkpoint.Checkpointer.__init__, "__kwdefaults__", {"min_seconds": 0.0}
+    )
+    report = monitoring.Progress.on_epoch_begin
+
+    def killed_in_the_last_phase(self, epoch, logs=None):
+        report(self, epoch, logs)
+        if epoch == 3:
+            raise Killed
+
+    monkeypatch.setattr(monitoring.Progress, "on_epoch_begin", killed_in_the_last_phase)
+    with pytest.raises(Killed):
+        run_fn.train(interrupted)
+    assert os.listdir(interrupted.checkpoint_root)
+    monkeypatch.setattr(monitoring.Progress, "on_epoch_begin", report)
+    run_fn.train(interrupted)
+
+    assert len(history(interrupted)) == len(history(whole))
+    for ours, theirs in zip(history(interrupted), history(whole)):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    np.testing.assert_allclose(
+        served(interrupted)["reconstruction"], served(whole)["reconstruction"], atol=1e-5
+    )
+    assert os.listdir(interrupted.checkpoint_root) == []
+
+
+def test_the_same_configuration_gives_the_same_loss_and_another_seed_another(make_job):
+    losses = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        job = make_job("simple", name, seed=seed)
+        run_fn.train(job)
+        losses.append(history(job)[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=5e-4)
+    assert losses[0] != pytest.approx(losses[2], abs=1e-6)
+
+
+def test_the_best_weights_are_exported_and_patience_ends_the_training(make_job):
+    # A rate at which the loss soon rises again.
+    job = make_job("simple", epochs=40, learning_rate=0.3, patience=3)
+    run_fn.train(job)
+    losses = [epoch["val_loss"] for epoch in history(job)]
+    assert len(losses) < 40
+    assert np.argmin(losses) == len(losses) - 4
+    assert losses[-1] > min(losses)
+
+
+def test_a_divergence_is_said_and_nothing_is_exported(make_job, monkeypatch):
+    original = checkpoint.Checkpointer.on_epoch_end
+    monkeypatch.setattr(
+        checkpoint.Checkpointer,
+        "on_epoch_end",
+        lambda self, epoch, logs=None: original(self, epoch, {**logs, "val_loss": float("nan")}),
+    )
+    job = make_job("simple")
+    with pytest.raises(FloatingPointError, match=r"diverged.*trainer\.learning_rate"):
+        run_fn.train(job)
+    assert not os.path.exists(job.model_dir)
+
+
+def test_progress_is_reported(make_job, caplog):
+    with caplog.at_level("INFO", monitoring.PROGRESS_LOGGER):
+        run_fn.train(make_job("simple"))
+    done = [r.done for r in caplog.records if r.name == monitoring.PROGRESS_LOGGER]
+    assert done == sorted(done)
+    assert done[-1] == 3
+
+
+def test_tensorboard_gets_scalars_pictures_and_histograms(make_job):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = make_job("simple")
+    run_fn.train(job)
+    train = EventAccumulator(os.path.join(job.log_dir, "train", "train")).Reload()
+    assert "epoch_loss" in train.Tags()["tensors"]
+    pictures = EventAccumulator(os.path.join(job.log_dir, "train", "pictures")).Reload()
+    assert {"reconstructions", "code"} <= set(pictures.Tags()["tensors"])
+
+
+def run_workers(jobs, environments):
+    """Runs each job in a process of its own and waits for all."""
+    processes = []
+    for job, environment in zip(jobs, environments):
+        path = os.path.join(os.path.dirname(job.model_dir), "job.json")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as f:
+            f.write(job.to_json())
+        command = [sys.executable, "-m", "trainer.run_fn", path]
+        if "LOGICAL_DEVICES" in environment:
+            command = [sys.executable, "-c", _ON_LOGICAL_DEVICES, path]
+        processes.append(
+            subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    for process, output in zip(processes, outputs):
+        assert process.returncode == 0, output[-3000:]
+
+
+_ON_LOGICAL_DEVICES = """
+import os, sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+count = int(os.environ["LOGICAL_DEVICES"])
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+from trainer import run_fn
+run_fn.train(run_fn.TrainingJob.from_json(open(sys.argv[1]).read()))
+"""
+
+
+@pytest.mark.parametrize("model", ["simple", "conv"])
+def test_two_devices_train_like_one(make_job, model):
+    one = make_job(model, "one", strategy="none", batch_size=128)
+    run_fn.train(one)
+    two = make_job(model, "two", strategy="mirrored", batch_size=64)
+    run_workers([two], [{"LOGICAL_DEVICES": "2"}])
+    for ours, theirs in zip(history(two), history(one)):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
+    np.testing.assert_allclose(
+        served(two)["reconstruction"], served(one)["reconstruction"], atol=2e-3
+    )
+
+
+def test_two_workers_train_like_one(make_job):
+    one = make_job("simple", "one", strategy="none", batch_size=128)
+    run_fn.train(one)
+    hosts = [f"localhost:{portpicker.pick_unused_port()}" for _ in range(2)]
+    jobs = [
+        make_job("simple", f"worker-{i}", strategy="multi_worker", batch_size=64)
+        for i in range(2)
+    ]
+    run_workers(
+        jobs,
+        [
+            {
+                "TF_CONFIG": json.dumps(
+                    {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
+                )
+            }
+            for i in range(2)
+        ],
+    )
+    for ours, theirs in zip(history(jobs[0]), history(one)):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    np.testing.assert_allclose(
+        served(jobs[0])["reconstruction"], served(one)["reconstruction"], atol=2e-3
+    )
+    assert not os.path.exists(jobs[1].model_dir), "only the chief exports"
