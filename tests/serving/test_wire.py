@@ -1,0 +1,155 @@
+"""Tensors on the wire, against TensorFlow's own reading of them."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import protos, wire
+
+ARRAYS = [
+    np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+    np.array([[1.5, -2.5]]),
+    np.array([0, 1, 127, 128, 300, 2**40, -1, -(2**63)], np.int64),
+    np.array([2**63 + 5, 0], np.uint64),
+    np.array([-5, 7, 2**31 - 1], np.int32),
+    np.array([-128, 127], np.int8),
+    np.array([[200, 3], [0, 255]], np.uint8),
+    np.array([2**16 - 1], np.uint16),
+    np.array([2**32 - 1, 0], np.uint32),
+    np.array([True, False, True]),
+    np.array([1.0, 2.5, -0.1], np.float16),
+    np.array([b"a", b"", b"\xff\x00"], object),
+    np.array(3.25, np.float32),
+    np.zeros((0, 784), np.float32),
+    np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::2],  # not contiguous
+    np.array([1.0, 2.0], ">f4"),
+]
+
+
+@pytest.mark.parametrize("content", [True, False], ids=["content", "typed"])
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{list(array.shape)}")
+def test_arrays_come_back_and_tensorflow_reads_them_the_same(array: Any, content: bool) -> None:
+    import tensorflow as tf
+    from tensorflow.core.framework import tensor_pb2
+
+    data = b"".join(wire.tensor_chunks(array, content=content))
+    for back in (
+        wire.decode_tensor(protos.TensorProto.FromString(data)),
+        wire.read_tensor(memoryview(data)),
+        tf.make_ndarray(tensor_pb2.TensorProto.FromString(data)),
+    ):
+        assert back.shape == array.shape
+        assert back.dtype.kind == array.dtype.kind
+        np.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parametrize("array", ARRAYS[:12], ids=lambda array: str(array.dtype))
+def test_what_tensorflow_writes_is_read(array: Any) -> None:
+    import tensorflow as tf
+
+    data = tf.make_tensor_proto(array).SerializeToString()
+    np.testing.assert_array_equal(wire.read_tensor(memoryview(data)), array)
+
+
+def test_no_values_are_zeros_and_too_few_repeat_the_last() -> None:
+    proto = protos.TensorProto(dtype=wire.DT_FLOAT)
+    proto.tensor_shape.dim.add(size=3)
+    assert wire.decode_tensor(proto).tolist() == [0, 0, 0]
+    proto.float_val.extend([1, 2])
+    assert wire.decode_tensor(proto).tolist() == [1, 2, 2]
+    assert wire.read_tensor(memoryview(proto.SerializeToString())).tolist() == [1, 2, 2]
+    proto.float_val.extend([3, 4])
+    assert wire.decode_tensor(proto).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "sizes", [[-1], [2**40, 2**40], [2**62], [2**31], [1] * 33], ids=str
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [wire.DT_FLOAT, wire.DT_STRING])
+def test_shapes_that_lie_are_refused_without_allocating(sizes: list[int], dtype: int) -> None:
+    proto = protos.TensorProto(dtype=dtype)
+    for size in sizes:
+        proto.tensor_shape.dim.add(size=size)
+    with pytest.raises(wire.TensorError):
+        wire.decode_tensor(proto)
+    with pytest.raises(wire.TensorError):
+        wire.read_tensor(memoryview(proto.SerializeToString()))
+
+
+def test_random_bytes_never_raise_anything_else() -> None:
+    random = np.random.default_rng(1)
+    good = wire.predict_response(
+        wire.model_spec("m", 1, "s"), {"a": ARRAYS[0], "b": ARRAYS[11], "c": ARRAYS[9]}
+    )
+    for trial in range(3000):
+        data = bytearray(good if trial % 2 else random.bytes(int(random.integers(0, 60))))
+        for _ in range(int(random.integers(0, 4))):
+            if data:
+                data[int(random.integers(0, len(data)))] = int(random.integers(0, 256))
+        with contextlib.suppress(wire.TensorError):
+            wire.read_predict_response(bytes(data[: int(random.integers(0, len(data) + 1))]))
+
+
+def test_requests_and_answers_are_tensorflow_servings() -> None:
+    from tensorflow_serving.apis import predict_pb2
+
+    spec = wire.model_spec("m", None, "s", label="stable")
+    data = wire.predict_request(spec, {"x": ARRAYS[0]}, ["y"])
+    request = predict_pb2.PredictRequest.FromString(data)
+    assert request.model_spec.version_label == "stable"
+    assert request.model_spec.signature_name == "s"
+    assert list(request.output_filter) == ["y"]
+    assert request.inputs["x"].tensor_content == ARRAYS[0].tobytes()
+    response = predict_pb2.PredictResponse.FromString(
+        wire.predict_response(wire.model_spec("m", 0, "s"), {"y": ARRAYS[0]})
+    )
+    assert response.model_spec.HasField("version")
+    assert list(response.outputs["y"].float_val) == ARRAYS[0].ravel().tolist()
+    assert not response.outputs["y"].tensor_content
+
+
+def test_the_descriptors_equal_those_of_tensorflow_serving_api() -> None:
+    from google.protobuf import descriptor_pb2
+
+    from serving.protos import export
+
+    ours = descriptor_pb2.FileDescriptorSet.FromString(protos.DESCRIPTOR_FILE.read_bytes())
+    theirs = {file.name: file for file in export.collect().file}
+    for file in ours.file:
+        if not file.name.startswith("tensorflow_serving/"):
+            continue  # TensorFlow adds fields from release to release; unknown ones are kept
+        assert file == theirs[file.name], f"{file.name} changed; run `python -m {export.__name__}`"
+    for name in ("TensorProto", "SignatureDef", "Example"):
+        mine = {f.name: f.number for f in getattr(protos, name).DESCRIPTOR.fields}
+        [other] = [
+            message
+            for file in theirs.values()
+            if file.package == "tensorflow"
+            for message in file.message_type
+            if message.name == name
+        ]
+        assert mine.items() <= {f.name: f.number for f in other.field}.items()
+
+
+def test_the_client_imports_fast_and_without_tensorflow() -> None:
+    program = (
+        "import time; start = time.process_time(); import serving.client, sys;"
+        "spent = time.process_time() - start;"
+        "bad = [m for m in ('tensorflow', 'tfx', 'grpc', 'google.protobuf') if m in sys.modules];"
+        "print(spent, *bad)"
+    )
+    spent = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        seconds, *bad = done.stdout.split()
+        assert not bad
+        spent.append(float(seconds))
+    assert min(spent) < 0.5
