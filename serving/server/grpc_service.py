@@ -145,11 +145,13 @@ class ModelService:
 
     Args:
       inference: Its manager is asked.
+      on_reload: Called when an ordered configuration is about to be applied.
     """
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, on_reload: Callable[[], None] = lambda: None) -> None:
         assert inference.manager is not None
         self._manager = inference.manager
+        self._on_reload = on_reload
 
     def status(self, data: bytes, context: Any) -> bytes:
         """``GetModelStatus`` on serialised messages."""
@@ -179,7 +181,7 @@ class ModelService:
         models = config_lib.from_proto(request.config)
         left = context.time_remaining()
         timeout = RELOAD_TIMEOUT if left is None else min(left, RELOAD_TIMEOUT)
-        self._manager.reload(models, timeout)
+        self._manager.reload(models, timeout, lambda: self._on_reload() is None)
         _log.info("configuration reloaded: %s", ", ".join(sorted(models)) or "no models")
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()

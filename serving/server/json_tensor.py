@@ -288,7 +288,7 @@ def _fill(value: Any, level: int, shape: tuple[int, ...], dtype: int, leaves: li
 def _leaf(value: Any, dtype: int) -> Any:
     if dtype == wire.DT_STRING:
         if isinstance(value, str):
-            return value.encode("utf-8", "surrogatepass")
+            return _encode(value)
         if isinstance(value, dict):
             return _decode_base64(value)
         raise _type_error(value, dtype)
@@ -322,6 +322,15 @@ def _leaf(value: Any, dtype: int) -> Any:
         Code.UNIMPLEMENTED,
         f"Conversion of JSON Value: {quote(value)} to type: {wire.type_name(dtype)}",
     )
+
+
+def _encode(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise invalid_argument(
+            "JSON Parse error: The surrogate pair in string is invalid."
+        ) from None
 
 
 def _type_error(value: Any, dtype: int) -> StatusError:
@@ -525,7 +534,7 @@ def _add_value(value: Any, name: str, feature: Any) -> None:
     elif isinstance(value, float):
         kind, item = "float_list", value  # type: ignore[assignment]
     elif isinstance(value, str):
-        kind, item = "bytes_list", value.encode("utf-8", "surrogatepass")  # type: ignore[assignment]
+        kind, item = "bytes_list", _encode(value)  # type: ignore[assignment]
     elif _is_base64(value):
         kind, item = "bytes_list", _decode_base64(value)  # type: ignore[assignment]
     else:

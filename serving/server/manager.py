@@ -197,12 +197,19 @@ class ModelManager:
             self._publish()
         self._thread.start()
 
-    def reload(self, models: Mapping[str, ModelSettings], timeout: float) -> None:
+    def reload(
+        self,
+        models: Mapping[str, ModelSettings],
+        timeout: float,
+        still_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Replaces the whole configuration and waits for models that are new.
 
         Args:
           models: What to serve from now on.
           timeout: Seconds to wait for new models.
+          still_wanted: Asked once no other reload is under way; False drops
+            the order.
 
         Raises:
           StatusError: FAILED_PRECONDITION for a label on a version that is not
@@ -214,6 +221,8 @@ class ModelManager:
         if not self._reload_lock.acquire(timeout=timeout):
             raise StatusError(Code.DEADLINE_EXCEEDED, "Another reload is still waiting.")
         try:
+            if not still_wanted():
+                return
             with self._changed:
                 new = [name for name in models if name not in self._models]
                 # Labels move before the policy can unload what they leave, and

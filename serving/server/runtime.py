@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import logging
 import pathlib
 import threading
@@ -50,6 +49,7 @@ class EmbeddedServer:
         self.inference = Inference(self.manager, self.metrics, options.batching)
         self._grpc: grpc.Server | None = None
         self._rest: RestServer | None = None
+        self._config_text = self._read_config_file()
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
@@ -178,7 +178,7 @@ class EmbeddedServer:
                         self.inference, self.metrics
                     ).handlers(),
                     grpc_service.MODEL_SERVICE: grpc_service.ModelService(
-                        self.inference
+                        self.inference, self._supersede_config_file
                     ).handlers(),
                     grpc_service.HEALTH_SERVICE: grpc_service.HealthService(
                         self.healthy
@@ -207,31 +207,46 @@ class EmbeddedServer:
         server.start()
         self._grpc = server
 
+    def _supersede_config_file(self) -> None:
+        """What the file says now is older than the order that just came."""
+        self._config_text = self._read_config_file()
+
+    def _read_config_file(self) -> bytes | None:
+        if self.options.config_file is None:
+            return None
+        try:
+            return pathlib.Path(self.options.config_file).read_bytes()
+        except OSError:
+            return None
+
     def _watch_config(self) -> None:
-        assert self.options.config_file is not None
-        path = pathlib.Path(self.options.config_file)
-        known = None
-        with contextlib.suppress(OSError):
-            known = path.read_bytes()
+        path = self.options.config_file
         while not self._draining.wait(self.options.poll_interval):
-            try:
-                text = path.read_bytes()
-            except OSError as error:
-                if known is not None:
-                    _log.warning("%s: %s; serving as before", path, error.strerror)
-                known = None
+            text = self._read_config_file()
+            if text is None or text == self._config_text:
                 continue
-            if text == known:
-                continue
-            known = text
             try:
-                config = config_lib.parse_text(text.decode("utf-8", "replace"), str(path))
-                models = {**self.options.models, **config_lib.from_proto(config)}
-                self.manager.reload(models, 60.0)
+                self._apply_config_file(text, str(path))
             except StatusError as error:
                 _log.warning("%s: %s; what could be done was", path, error.message)
             else:
                 _log.info("%s: read again", path)
+
+    def _apply_config_file(self, text: bytes, path: str) -> None:
+        def still_wanted() -> bool:
+            # An order by RPC may have come first, or the file changed again.
+            if self._config_text == text or self._read_config_file() != text:
+                return False
+            self._config_text = text
+            return True
+
+        try:
+            config = config_lib.parse_text(text.decode("utf-8", "replace"), path)
+            models = {**self.options.models, **config_lib.from_proto(config)}
+        except StatusError:
+            self._config_text = text  # say it once
+            raise
+        self.manager.reload(models, 60.0, still_wanted)
 
 
 def _bracketed(host: str) -> str:

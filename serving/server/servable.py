@@ -87,6 +87,9 @@ class Signature:
         function = self._callable(tuple(aliases))
         try:
             return function(*[inputs[alias] for alias in self.inputs])
+        except UnicodeDecodeError as error:
+            # The runtime's message quotes the bad input, which was no text.
+            raise invalid_argument(error.object.decode("utf-8", "replace")) from None
         except Exception as error:
             raise from_exception(error) from None
 

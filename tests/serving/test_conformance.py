@@ -121,14 +121,6 @@ def wrong_feature_type() -> Any:
     return request
 
 
-def malformed_example() -> bytes:
-    # An Input whose Example is not one: field 1 with a wrong wire type.
-    request = protos.RegressionRequest()
-    request.model_spec.name = CONFORMANCE
-    request.model_spec.signature_name = "regress_x_to_y"
-    return bytes(request.SerializeToString())
-
-
 def multi(*tasks: tuple[str, str], names: tuple[str, ...] = ()) -> Any:
     request = protos.MultiInferenceRequest()
     for index, (signature, method) in enumerate(tasks):
@@ -233,6 +225,9 @@ GRPC_ERRORS: list[tuple[str, str, Callable[[], Any], str, str]] = [
      INVALID, r"Input is empty\.$"),
     ("regress: no examples", "Regress", lambda: regression(signature="regress_x_to_y"), INVALID,
      r"Input is empty\.$"),
+    ("malformed Example", "Predict",
+     lambda: predict({"inputs": tensor([b"\xff\xfe"], object)}, signature="regress_x_to_y"),
+     INVALID, r"Could not parse example input, value: '"),
     ("missing feature", "Regress", lambda: regression({}, signature="regress_x_to_y"), INVALID,
      r"Name: <unknown>, Feature: x \(data type: float\) is required but could not be found\."),
     ("wrong feature type", "Regress", wrong_feature_type, INVALID,
