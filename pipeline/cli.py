@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from serving import cli as serving_cli
+
 if TYPE_CHECKING:
     from components.mnist_example_gen.datasets import Dataset
     from pipeline.config import PipelineConfig
@@ -55,12 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="print a JSON list")
     runs.set_defaults(run=_runs)
 
-    import importlib.util
-
-    if importlib.util.find_spec("serving.cli"):
-        from serving import cli as serving_cli
-
-        serving_cli.register(commands)
+    serving_cli.register(commands)
     return parser
 
 

@@ -106,6 +106,17 @@ class EvaluatorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidatorConfig:
+    """What a model must show before it is pushed.
+
+    Attributes:
+      latency_budget_ms: For one image over gRPC, 95th percentile, on this machine.
+    """
+
+    latency_budget_ms: PositiveFloat = 250.0
+
+
+@dataclasses.dataclass(frozen=True)
 class PusherConfig:
     """Where models are served from.
 
@@ -153,6 +164,7 @@ class PipelineConfig:
       model: The selected model and its hyper-parameters.
       trainer: How to train.
       evaluator: When a model is good enough.
+      validator: What it must show before it is pushed.
       pusher: Where models are served from.
       beam: Beam's pipeline options, by name.
     """
@@ -164,6 +176,7 @@ class PipelineConfig:
     model: ModelChoice = dataclasses.field(default_factory=_default_choice)
     trainer: TrainerConfig = TrainerConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
+    validator: ValidatorConfig = ValidatorConfig()
     pusher: PusherConfig = PusherConfig()
     beam: dict[str, BeamValue] = dataclasses.field(default_factory=dict)
 

@@ -44,8 +44,8 @@ class NodeListener(typing.Protocol):
         """A node has ended well, after ``seconds``, or from the cache."""
 
 
-class _Silence(NodeListener):
-    pass
+class Silence(NodeListener):
+    """Shows nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(
       Exception: As raised by a component, where it has an ``exit_code``.
     """
     run_id = run_id or new_run_id()
-    listener = listener or _Silence()
+    listener = listener or Silence()
     _recover(config)
     labelled = all(split.labelled for split in dataset.splits.values())
     pipeline = create_pipeline(config, data_folder=dataset.folder, labelled=labelled)

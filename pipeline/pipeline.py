@@ -26,6 +26,7 @@ from components.mnist_example_gen.component import MnistExampleGen
 from components.pca_reference import PcaReference
 from components.pusher import AtomicPusher
 from components.report.component import RunReport
+from components.serving_validator.component import ServingValidator
 from pipeline.config import BeamValue, PipelineConfig
 
 _PACKAGES = ("components", "trainer")
@@ -112,21 +113,29 @@ def create_pipeline(
         example_splits=[features.EVAL_SPLIT],
         schema=schema.outputs["schema"],
     )
-    pusher = AtomicPusher(
+    validator_of_serving = ServingValidator(
         model=trainer.outputs["model"],
+        examples=examples,
+        model_name=config.servable,
+        latency_budget_ms=config.validator.latency_budget_ms,
+    )
+    pusher = AtomicPusher(
+        # With its warm-up requests: what was validated is what is pushed.
+        infra_blessing=validator_of_serving.outputs["blessing"],
         model_blessing=evaluator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(
                 base_directory=os.path.join(serving_dir(config), config.servable)
             )
         ),
-    )
+    ).with_id("Pusher")
     report = RunReport(
         examples=examples,
         model=trainer.outputs["model"],
         model_run=trainer.outputs["model_run"],
         evaluation=evaluator.outputs["evaluation"],
         blessing=evaluator.outputs["blessing"],
+        infra_blessing=validator_of_serving.outputs["blessing"],
         reference=reference.outputs["reference"],
         model_name=config.model.name,
         servable=config.servable,
@@ -136,7 +145,7 @@ def create_pipeline(
     nodes = [example_gen, schema, statistics, validator, gate, transform, reference, trainer]
     if config.evaluator.baseline:
         nodes.append(resolver)
-    nodes += [evaluator, pusher, report]
+    nodes += [evaluator, validator_of_serving, pusher, report]
     return pipeline.Pipeline(
         pipeline_name=config.name,
         pipeline_root=pipeline_root or os.path.join(root, "pipeline"),

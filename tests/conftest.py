@@ -39,8 +39,9 @@ def digits(digits_folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split to images uint8 [n, 28, 28] and labels uint8 [n], real digits."""
     return {
         split: (
-            np.concatenate(list(idx.read_images(str(digits_folder / f"{prefix}-{idx.IMAGES}"))))
-            .reshape(-1, 28, 28),
+            np.concatenate(
+                list(idx.read_images(str(digits_folder / f"{prefix}-{idx.IMAGES}")))
+            ).reshape(-1, 28, 28),
             np.concatenate(list(idx.read_labels(str(digits_folder / f"{prefix}-{idx.LABELS}")))),
         )
         for split, prefix in idx.SPLIT_PREFIXES.items()
@@ -56,7 +57,9 @@ def full_mnist() -> str:
     return folder
 
 
-def run_cli(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
+def run_cli(
+    *arguments: str, timeout: float = 600, **environment: str
+) -> subprocess.CompletedProcess:
     """Runs ``mnist-ae`` as a user would."""
     env = {k: v for k, v in os.environ.items() if k not in ("MNIST_DATA_DIR", "MNIST_AE_ROOT")}
     return subprocess.run(
@@ -77,6 +80,8 @@ def cli():
 
 class TrainedRun:
     """The shared run: its root and what ``--json`` printed."""
+
+    arguments = SHARED_RUN
 
     def __init__(self, root: pathlib.Path, result: dict[str, Any], log: str):
         self.root = root

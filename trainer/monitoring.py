@@ -19,7 +19,11 @@ _PICTURE_EPOCHS = 10
 
 
 class Progress(keras.callbacks.Callback):
-    """Reports how far the training is, a few times a second at most."""
+    """Reports how far the training is, a few times a second at most.
+
+    Attributes:
+      epoch_seconds: How long each epoch trained, without its validation.
+    """
 
     def __init__(self, epochs: int, steps: int, min_seconds: float = 0.2):
         """Makes the callback for ``epochs`` of ``steps`` steps."""
@@ -28,11 +32,18 @@ class Progress(keras.callbacks.Callback):
         self._min_seconds = min_seconds
         self._next = 0.0
         self._epoch = 0
+        self._started = 0.0
+        self.epoch_seconds: list[float] = []
         self._logger = logging.getLogger(PROGRESS_LOGGER)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """See the base class."""
         self._epoch = epoch
+        self._started = time.monotonic()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """See the base class: the epoch's training is over, its validation begins."""
+        self.epoch_seconds.append(time.monotonic() - self._started)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """See the base class."""

@@ -167,7 +167,7 @@ def train(job: TrainingJob) -> None:
             patience=options.patience,
         )
         started = time.monotonic()
-        _fit(
+        epoch_seconds = _fit(
             model,
             job,
             training,
@@ -196,6 +196,7 @@ def train(job: TrainingJob) -> None:
         signatures.export(served, spec, job.model_dir, facts=facts)
         summary = {
             "seconds": seconds,
+            "epoch_seconds": epoch_seconds,
             "epochs": len(checkpointer.history),
             "history": checkpointer.history,
             "anomaly_threshold": threshold,
@@ -216,8 +217,12 @@ def _fit(
     checkpointer: Checkpointer,
     *,
     log_dir: str,
-) -> None:
-    """Runs the model's phases, from where an interrupted training stood."""
+) -> list[float]:
+    """Runs the model's phases, from where an interrupted training stood.
+
+    Returns:
+      Seconds by epoch, of those that were trained now.
+    """
     options = job.options
     replicas = distribution.num_replicas_in_sync
     batch_size = min(options.batch_size, max(1, len(training) // replicas))
@@ -227,6 +232,7 @@ def _fit(
     checkpointer.set_model(model)
     checkpointer.restore_progress()
     done = sum(phase.epochs for phase in phases[: checkpointer.phase])
+    seconds: list[float] = []
     for index in range(checkpointer.phase, len(phases)):
         phase = phases[index]
         with distribution.scope():
@@ -256,9 +262,10 @@ def _fit(
                 **arguments,
             )
 
+        progress = monitoring.Progress(phase.epochs, steps)
         callbacks = [
             checkpointer,
-            monitoring.Progress(phase.epochs, steps),
+            progress,
             monitoring.tensorboard(os.path.join(log_dir, phase.name)),
             monitoring.Pictures(os.path.join(log_dir, phase.name, "pictures"), pictures),
         ]
@@ -275,6 +282,8 @@ def _fit(
         else:
             checkpointer.on_train_end()
         done += phase.epochs
+        seconds += progress.epoch_seconds
+    return seconds
 
 
 def anomaly_threshold(

@@ -18,7 +18,7 @@ from tfx.utils import io_utils, proto_utils
 
 _logger = logging.getLogger(__name__)
 
-# In a pushed version: which Model artifact it came from.
+# In a pushed version: which artifact it came from.
 ORIGIN_FILE = os.path.join("assets.extra", "origin.json")
 _STAGING_PREFIX = "_tmp."
 
@@ -53,8 +53,10 @@ class Executor(tfx_pusher.Executor):
         if destination.WhichOneof("destination") != "filesystem":
             raise NotImplementedError("AtomicPusher pushes to a file system only")
         base = destination.filesystem.base_directory
-        origin = artifact_utils.get_single_uri(input_dict[standard_component_specs.MODEL_KEY])
-        path = push(self.GetModelPath(input_dict), base, origin)
+        source = input_dict.get(standard_component_specs.MODEL_KEY) or input_dict.get(
+            standard_component_specs.INFRA_BLESSING_KEY
+        )
+        path = push(self.GetModelPath(input_dict), base, artifact_utils.get_single_uri(source))
         io_utils.copy_dir(path, pushed.uri)
         self._MarkPushed(pushed, pushed_destination=path, pushed_version=os.path.basename(path))
         _logger.info("Model pushed to %s.", path)
@@ -74,7 +76,7 @@ def push(model_path: str, base: str, origin: str) -> str:
     Args:
       model_path: Folder of the SavedModel.
       base: Folder of the servable's versions.
-      origin: URI of the Model artifact.
+      origin: URI of the artifact that holds the model.
 
     Returns:
       Folder of the version, named by Unix time or, where the clock went back,
@@ -94,7 +96,7 @@ def push(model_path: str, base: str, origin: str) -> str:
     io_utils.copy_dir(model_path, staging)
     origin_file = os.path.join(staging, ORIGIN_FILE)
     fileio.makedirs(os.path.dirname(origin_file))
-    io_utils.write_string_file(origin_file, json.dumps({"model_uri": origin}))
+    io_utils.write_string_file(origin_file, json.dumps({"uri": origin}))
     version = max([int(time.time()), *(v + 1 for v in existing[-1:])])
     path = os.path.join(base, str(version))
     fileio.rename(staging, path)
@@ -105,4 +107,4 @@ def _origin_of(version_path: str) -> str | None:
     path = os.path.join(version_path, ORIGIN_FILE)
     if not fileio.exists(path):
         return None
-    return json.loads(io_utils.read_string_file(path)).get("model_uri")
+    return json.loads(io_utils.read_string_file(path)).get("uri")

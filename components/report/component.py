@@ -20,6 +20,7 @@ from components import evaluation as evaluation_config
 from components import features
 from components.mnist_example_gen import executor as example_gen
 from components.pca_reference import PCA_FILE, PcaReferenceArtifact
+from components.serving_validator import executor as serving_validator
 from serving import contract
 
 SUMMARY_FILE = "summary.json"
@@ -103,6 +104,7 @@ def RunReport(  # noqa: N802: components are named like classes
     model_run: InputArtifact[standard_artifacts.ModelRun],
     evaluation: InputArtifact[standard_artifacts.ModelEvaluation],
     blessing: InputArtifact[standard_artifacts.ModelBlessing],
+    infra_blessing: InputArtifact[standard_artifacts.InfraBlessing],
     reference: InputArtifact[PcaReferenceArtifact],
     report: OutputArtifact[RunReportArtifact],
     model_name: Parameter[str],
@@ -125,7 +127,12 @@ def RunReport(  # noqa: N802: components are named like classes
     if not candidate:
         raise RuntimeError(f"no evaluation of the candidate in {evaluation.uri}")
     baseline = load_metrics(evaluation.uri, evaluation_config.BASELINE)
-    blessed = model_utils.is_model_blessed(blessing)
+    servable_problems = json.loads(
+        io_utils.read_string_file(os.path.join(infra_blessing.uri, serving_validator.REPORT_FILE))
+    )["problems"]
+    blessed = model_utils.is_model_blessed(blessing) and model_utils.is_infra_validated(
+        infra_blessing
+    )
     summary = {
         "model": model_name,
         "servable": servable,
@@ -146,7 +153,7 @@ def RunReport(  # noqa: N802: components are named like classes
             "baseline": baseline.get("overall"),
         },
         "blessed": blessed,
-        "refusals": refusals(evaluation.uri),
+        "refusals": [*refusals(evaluation.uri), *servable_problems],
         "code_size": metadata["code_size"],
         "parameters": metadata["parameters"],
         "anomaly_threshold": metadata["anomaly_threshold"],

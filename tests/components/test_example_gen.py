@@ -3,13 +3,13 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from tfx.components.example_gen import driver
 from tfx.types import artifact_utils, standard_artifacts, standard_component_specs
 
 from components import features
 from components.mnist_example_gen import executor as example_gen
 from components.mnist_example_gen import idx
 from components.mnist_example_gen.component import MnistExampleGen
-from tfx.components.example_gen import driver
 
 
 def ingest(folder, output, pattern="", keep_labels=None):
@@ -111,5 +111,3 @@ def test_a_file_that_goes_bad_after_the_check_stops_the_ingestion(digits, tmp_pa
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(idx.DataError, match="1 bytes short"):
         ingest(folder, tmp_path / "out")
-
-

@@ -29,7 +29,7 @@ def test_a_version_holds_the_model_and_its_origin(tmp_path, model):
     path = executor.push(model, str(tmp_path / "serving"), "uri/7")
     assert files(path) == sorted([*files(model), executor.ORIGIN_FILE])
     with open(os.path.join(path, executor.ORIGIN_FILE)) as f:
-        assert json.load(f) == {"model_uri": "uri/7"}
+        assert json.load(f) == {"uri": "uri/7"}
 
 
 def test_versions_only_grow_even_when_the_clock_goes_back(tmp_path, model, monkeypatch):

@@ -42,10 +42,17 @@ def test_one_class_models_are_served_under_a_name_of_their_own():
 
 
 def test_beam_flags():
-    loaded = load("beam.runner=FlinkRunner", "beam.experiments=[a, b]", "beam.streaming=true",
-                  "beam.off=false")
+    loaded = load(
+        "beam.runner=FlinkRunner",
+        "beam.experiments=[a, b]",
+        "beam.streaming=true",
+        "beam.off=false",
+    )
     assert loaded.beam_args() == [
-        "--runner=FlinkRunner", "--experiments=a", "--experiments=b", "--streaming",
+        "--runner=FlinkRunner",
+        "--experiments=a",
+        "--experiments=b",
+        "--streaming",
     ]
 
 

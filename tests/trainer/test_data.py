@@ -19,7 +19,12 @@ def examples(training_files):
 
 def batches(examples, preprocess, **arguments):
     values = {
-        "batch_size": 100, "seed": 0, "first_epoch": 0, "epochs": 1, "context": ONE, **arguments
+        "batch_size": 100,
+        "seed": 0,
+        "first_epoch": 0,
+        "epochs": 1,
+        "context": ONE,
+        **arguments,
     }
     dataset = data.training_batches(examples, preprocess, **values)
     return [(x.numpy(), y.numpy()) for x, y in dataset]
@@ -68,9 +73,7 @@ def test_replicas_and_workers_share_the_batch_of_one_device(examples, preprocess
     replicas = batches(
         examples, preprocess, context=tf.distribute.InputContext(1, 0, num_replicas_in_sync=2)
     )
-    np.testing.assert_array_equal(
-        whole[0][0], np.concatenate([replicas[0][0], replicas[1][0]])
-    )
+    np.testing.assert_array_equal(whole[0][0], np.concatenate([replicas[0][0], replicas[1][0]]))
     workers = [
         batches(
             examples, preprocess, context=tf.distribute.InputContext(2, i, num_replicas_in_sync=2)
@@ -127,7 +130,7 @@ def test_streaming_shows_the_same_images(examples, training_files, preprocess):
     )
     found = [keys(images.numpy()) for images, _ in dataset]
     assert len(found) == 40
-    assert sorted(sum(found[:20], [])) == sorted(examples.images)
+    assert sorted(key for batch in found[:20] for key in batch) == sorted(examples.images)
     assert found[0] != found[20]
 
 
