@@ -98,6 +98,9 @@ class Autoencoder(keras.Model):
 
     def __init__(self, hyperparameters: Hyperparameters, *, seed: int = 0):
         super().__init__()
+        # What train_step returns is reduced over all replicas already; Keras's
+        # default would add up the equal results of several workers.
+        self.distribute_reduction_method = "first"
         self.hp = hyperparameters
         self.seed = seed
         self.phase = _WHOLE

@@ -7,7 +7,7 @@ import tensorflow as tf
 from trainer.models.base import IMAGE_SHAPE, Autoencoder
 from trainer.models.hyperparameters import BestHyperparameters
 from trainer.models.keras_api import keras
-from trainer.models.layers import conv, dense_layers
+from trainer.models.layers import ConvStack, conv, dense_layers
 from trainer.models.muon import Muon
 
 
@@ -38,7 +38,7 @@ class Best(Autoencoder):
         hp = hyperparameters
         first, second = hp.filters
         side = IMAGE_SHAPE[0] // 4
-        self.encoder = keras.Sequential(
+        self.encoder = ConvStack(
             [
                 keras.layers.Reshape((*IMAGE_SHAPE, 1)),
                 conv(self, first, activation=hp.activation, strides=2),
@@ -53,7 +53,7 @@ class Best(Autoencoder):
             ],
             name="encoder",
         )
-        self.decoder = keras.Sequential(
+        self.decoder = ConvStack(
             [
                 *dense_layers(
                     self,

@@ -63,6 +63,25 @@ def dense_decoder(
     return keras.Sequential([*layers, keras.layers.Reshape(IMAGE_SHAPE)], name=name)
 
 
+class ConvStack(keras.Sequential):
+    """Layers with convolutions, which also take an empty batch.
+
+    A server may be asked for no image at all; TensorFlow's convolutions on a
+    CPU (oneDNN) then fail with a wrong shape, so they are given a black one.
+    """
+
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """See Keras."""
+        if inputs.shape[0]:
+            return super().call(inputs, training=training, mask=mask)
+        rows = tf.shape(inputs)[0]
+        extra = tf.cast(rows == 0, tf.int32)
+        padding = tf.pad([[extra]], [[0, inputs.shape.rank - 1], [1, 0]])
+        return super().call(tf.pad(inputs, padding), training=training, mask=mask)[:rows]
+
+
 def conv(
     model: Autoencoder,
     filters: int,
@@ -94,7 +113,7 @@ def conv_encoder_layers(model: Autoencoder, filters: Sequence[int]) -> list[kera
 def conv_encoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential:
     """Images [n, 28, 28] to codes, the flattened maps of the last stage."""
     layers = conv_encoder_layers(model, filters)
-    return keras.Sequential([*layers, keras.layers.Flatten()], name="encoder")
+    return ConvStack([*layers, keras.layers.Flatten()], name="encoder")
 
 
 def conv_decoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential:
@@ -110,7 +129,7 @@ def conv_decoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential
             keras.layers.UpSampling2D(2),
         ]
     layers += [conv(model, 1, activation=None), keras.layers.Reshape(IMAGE_SHAPE)]
-    return keras.Sequential(layers, name="decoder")
+    return ConvStack(layers, name="decoder")
 
 
 def clip(images: tf.Tensor) -> tf.Tensor:

@@ -9,6 +9,7 @@ from trainer.models.generative import Generative
 from trainer.models.hyperparameters import ConvVaeHyperparameters, VaeHyperparameters
 from trainer.models.keras_api import keras
 from trainer.models.layers import (
+    ConvStack,
     conv,
     conv_decoder,
     conv_encoder_layers,
@@ -84,12 +85,10 @@ class ConvVae(Variational):
     def __init__(self, hyperparameters: ConvVaeHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
         filters = hyperparameters.filters
-        self.trunk = keras.Sequential(conv_encoder_layers(self, filters), name="trunk")
+        self.trunk = ConvStack(conv_encoder_layers(self, filters), name="trunk")
         self.mean_head = self._head(filters[-1], "mean")
         self.log_variance_head = self._head(filters[-1], "log_variance")
         self.decoder = conv_decoder(self, filters)
 
     def _head(self, filters: int, name: str) -> keras.Sequential:
-        return keras.Sequential(
-            [conv(self, filters, activation=None), keras.layers.Flatten()], name=name
-        )
+        return ConvStack([conv(self, filters, activation=None), keras.layers.Flatten()], name=name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import Digits, batches, fit
 
 from trainer.models import CATALOGUE, build_model
 from trainer.models import hyperparameters as hps
@@ -15,7 +14,8 @@ from trainer.models.semi_supervised import distort_images
 from trainer.models.variational import Variational
 
 # Test MSE after some seconds of training. The mean image has .0675, black .114.
-REACHED = {}
+REACHED = {"vae": 0.063, "lstm": 0.064, "aae": 0.06, "conv_vae": 0.058}
+TYPICAL = 0.055
 
 BUILT_FOR = {
     ability: [name for name, spec in CATALOGUE.items() if ability in spec.abilities]
@@ -28,10 +28,10 @@ UNSUPERVISED = [n for n in CATALOGUE if not n.endswith("supervised_aae") and n !
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_learns_what_a_broken_model_cannot(name: str, trained, digits: Digits) -> None:
+def test_learns_what_a_broken_model_cannot(name: str, trained, digits) -> None:
     reconstruction = trained(name)(digits.test_images).numpy()
     error = np.mean((reconstruction - digits.test_images) ** 2)
-    assert error < REACHED.get(name, 0.055)
+    assert error < REACHED.get(name, TYPICAL)
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
 
 
@@ -46,6 +46,16 @@ def test_reconstruction_is_decode_of_encode_and_draws_nothing(name: str, trained
         reconstruction, decoded = model(images), model.decode(code)
     np.testing.assert_allclose(decoded, reconstruction, atol=1e-6)
     np.testing.assert_allclose(model(images), reconstruction, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_no_image_at_all_is_an_empty_answer(name: str) -> None:
+    model = build_model(name)
+    images = tf.TensorSpec([None, 28, 28])
+    encode = tf.function(model.encode, [images])
+    reconstruct = tf.function(lambda images: model(images), [images])
+    assert encode(tf.zeros((0, 28, 28))).shape == (0, model.hp.code_size)
+    assert reconstruct(tf.zeros((0, 28, 28))).shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("name", BUILT_FOR[Ability.GENERATE])
@@ -76,7 +86,7 @@ def test_variational_codes_have_the_posterior_s_deviation() -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_FOR[Ability.DENOISE])
-def test_noise_is_fresh_at_every_step_and_repeatable(name: str, digits: Digits) -> None:
+def test_noise_is_fresh_at_every_step_and_repeatable(name: str, digits) -> None:
     model = build_model(name)
     model.configure(TrainingDefaults(xla=False), total_steps=10)
     images = digits.images[:5]
@@ -84,8 +94,9 @@ def test_noise_is_fresh_at_every_step_and_repeatable(name: str, digits: Digits) 
     again = model.corrupt(images, model.step_seed()).numpy()
     np.testing.assert_array_equal(first, again)
     model.optimizer.iterations.assign_add(1)
-    assert np.mean(model.corrupt(images, model.step_seed()).numpy() != first) > 0.2
-    assert first.min() >= 0 and first.max() <= 1 and np.mean(first != images) > 0.05
+    ink = images > 0
+    assert np.mean(model.corrupt(images, model.step_seed()).numpy()[ink] != first[ink]) > 0.3
+    assert first.min() >= 0 and first.max() <= 1 and np.mean((first != images)[ink]) > 0.2
 
 
 def test_masking_blackens_its_share_of_the_pixels() -> None:
@@ -97,7 +108,7 @@ def test_masking_blackens_its_share_of_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("name", BUILT_FOR[Ability.DENOISE])
-def test_denoises(name: str, trained, digits: Digits) -> None:
+def test_denoises(name: str, trained, digits) -> None:
     model, clean = trained(name), digits.test_images[:300]
     noisy = model.corrupt(clean, tf.constant([5, 5], tf.int64))
     before = np.mean((noisy - clean) ** 2)
@@ -114,7 +125,7 @@ def test_tied_weights_are_one_matrix(trained) -> None:
 
 
 @pytest.mark.parametrize("name", UNSUPERVISED)
-def test_unsupervised_models_are_blind_to_labels(name: str, digits: Digits) -> None:
+def test_unsupervised_models_are_blind_to_labels(name: str, digits) -> None:
     def weights_after(labels) -> np.ndarray:
         model = build_model(name, seed=5)
         model.configure(TrainingDefaults(xla=False), total_steps=1)
@@ -125,7 +136,7 @@ def test_unsupervised_models_are_blind_to_labels(name: str, digits: Digits) -> N
 
 
 @pytest.mark.parametrize("name", BUILT_FOR[Ability.CLASSIFY])
-def test_classifies_with_few_labels(name: str, trained, digits: Digits) -> None:
+def test_classifies_with_few_labels(name: str, trained, digits) -> None:
     probabilities = trained(name).classify_probabilities(digits.test_images).numpy()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert np.mean(probabilities.argmax(axis=1) == digits.test_labels) > 0.75
@@ -144,7 +155,7 @@ def test_without_any_known_label_nothing_is_learnt_from_labels(name: str, digits
         assert float(tf.reduce_max(masked["classification"])) == 0
 
 
-def test_labels_in_front_of_the_appended_ones_are_not_looked_at(digits: Digits) -> None:
+def test_labels_in_front_of_the_appended_ones_are_not_looked_at(digits) -> None:
     model = build_model("semi_supervised_aae")
     model.configure(TrainingDefaults(xla=False), total_steps=1)
     appended = model.labelled_batch_size
@@ -156,21 +167,21 @@ def test_labels_in_front_of_the_appended_ones_are_not_looked_at(digits: Digits) 
     )
 
 
-def test_supervised_code_leaves_the_digit_to_the_label(trained, digits: Digits) -> None:
+def test_supervised_code_leaves_the_digit_to_the_label(trained, digits) -> None:
     model = trained("supervised_aae")
     code = model.encode(digits.test_images[:1])
     drawn = [model.decode(code, tf.constant([d], tf.int64)).numpy() for d in range(10)]
     assert np.std(drawn, axis=0).mean() > 0.005
 
 
-def test_sparse_code_is_smaller_than_simple_s(trained, digits: Digits) -> None:
+def test_sparse_code_is_smaller_than_simple_s(trained, digits) -> None:
     def mean_code(name: str) -> float:
         return float(np.abs(trained(name).encode(digits.test_images)).mean())
 
     assert mean_code("sparse") < 0.8 * mean_code("simple")
 
 
-def test_stacked_trains_one_layer_at_a_time(digits: Digits) -> None:
+def test_stacked_trains_one_layer_at_a_time(digits, batches) -> None:
     model = build_model("stacked")
     phases = model.phases(7)
     assert [(p.name, p.epochs) for p in phases] == [
@@ -193,7 +204,9 @@ def test_stacked_trains_one_layer_at_a_time(digits: Digits) -> None:
     assert changed == {v.ref() for layer in expected for v in layer.trainable_variables}
 
 
-def test_stacked_classifier_starts_from_the_encoder_and_leaves_it_alone(trained, digits) -> None:
+def test_stacked_classifier_starts_from_the_encoder_and_leaves_it_alone(
+    trained, digits, batches
+) -> None:
     model = trained("stacked")
     rest = [v.numpy() for layer in model.encoder_layers for v in layer.trainable_variables]
     phase = model.phases(1)[-1]
@@ -207,7 +220,7 @@ def test_stacked_classifier_starts_from_the_encoder_and_leaves_it_alone(trained,
         np.testing.assert_array_equal(old, new)
 
 
-def test_adversarial_steps_train_each_side_on_its_own_loss(digits: Digits) -> None:
+def test_adversarial_steps_train_each_side_on_its_own_loss(digits) -> None:
     model = build_model("aae")
     model.configure(TrainingDefaults(xla=False), total_steps=1)
     theirs = {v.ref() for d in model.discriminators for v in d.trainable_variables}
@@ -236,7 +249,7 @@ def test_distortion_moves_the_ink_a_little_and_keeps_it() -> None:
     np.testing.assert_allclose(distort_images(tf.constant(image), seed, 1e-6), image, atol=1e-4)
 
 
-def test_the_same_seed_trains_the_same_model(digits: Digits) -> None:
+def test_the_same_seed_trains_the_same_model(digits, fit) -> None:
     def weights(seed: int) -> np.ndarray:
         model = fit(build_model("vae", seed=seed), digits, 5)
         return np.concatenate([np.ravel(w) for w in model.get_weights()])
