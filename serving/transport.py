@@ -137,7 +137,7 @@ def translate(code: str, details: str, address: Address) -> errors.ServingError:
     """
     where = f"{address.target}, model {address.model!r}"
     text = " ".join(details.split())[:600]
-    if code == "UNAVAILABLE":
+    if code in ("UNAVAILABLE", "CANCELLED"):
         hint = "start a server with `mnist-ae serve`, or correct host and port"
         if "full" in text and "queue" in text:
             return errors.ServerBusyError(f"{where}: {text}; send less at once", code=code)
@@ -170,7 +170,9 @@ def _retryable(code: str, details: str) -> bool:
     """Whether the server certainly did no work for the request."""
     if code == "RESOURCE_EXHAUSTED":
         return "larger than max" not in details
-    return code == "UNAVAILABLE"
+    # A call that nobody here cancelled was cut off by a server that shuts down
+    # before a handler saw it.
+    return code in ("UNAVAILABLE", "CANCELLED")
 
 
 class _Retries:

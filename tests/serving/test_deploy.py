@@ -1,0 +1,226 @@
+"""The deployment files, offline: schemas, and names, ports and folders that agree."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+import serving
+from serving import launcher
+from serving.server import config as config_lib
+from serving.server.batching import parse_parameters
+from serving.server.metrics import PATH as METRICS_PATH
+from serving.server.metrics import Metrics
+
+DEPLOY = pathlib.Path(serving.__file__).parent / "deploy"
+GRPC, REST = 8500, 8501
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def manifests() -> dict[str, dict[str, Any]]:
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes" / "serving.yaml").read_text())
+    return {document["kind"]: document for document in documents}
+
+
+def pod() -> dict[str, Any]:
+    return manifests()["Deployment"]["spec"]["template"]["spec"]
+
+
+def container() -> dict[str, Any]:
+    [item] = pod()["containers"]
+    return item
+
+
+def flags(arguments: list[str]) -> dict[str, str]:
+    return dict(item.removeprefix("--").split("=", 1) for item in arguments)
+
+
+def model_names() -> list[str]:
+    file = DEPLOY / "models.config"
+    return list(config_lib.from_proto(config_lib.parse_text(file.read_text(), file.name)))
+
+
+def test_the_manifests_fit_the_kubernetes_schemas() -> None:
+    kubernetes_validate = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed"
+    )
+    for document in manifests().values():
+        kubernetes_validate.validate(document, "1.29", strict=True)
+    assert set(manifests()) == {
+        "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"
+    }  # fmt: skip
+
+
+def test_kustomize_builds() -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not on the PATH")
+    done = subprocess.run(
+        ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone",
+         str(DEPLOY / "kubernetes")], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kinds = [item["kind"] for item in yaml.safe_load_all(done.stdout)]
+    assert sorted(kinds) == sorted([*manifests(), "ConfigMap"])
+
+
+def test_compose_is_what_docker_takes() -> None:
+    docker = shutil.which("docker")
+    if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+        pytest.skip("docker compose is not installed")
+    done = subprocess.run(
+        [docker, "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_and_kubernetes_start_the_server_alike() -> None:
+    service = compose()["services"]["serving"]
+    assert service["command"] == container()["args"]
+    assert service["entrypoint"] == container()["command"]
+    assert service["image"].replace("${SERVING_TAG:-", "").rstrip("}") == container()["image"]
+    # The one that `mnist-ae serve --backend docker` would take on this stack.
+    if launcher.docker_image().startswith("tensorflow/serving:2.16."):
+        assert container()["image"] == launcher.docker_image()
+
+
+def test_every_file_that_the_server_is_told_of_is_mounted() -> None:
+    told = flags(container()["args"])
+    service = compose()["services"]["serving"]
+    mounted = dict(item.rsplit(":", 2)[:2][::-1] for item in service["volumes"])
+    generated = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    [config_map] = generated["configMapGenerator"]
+    in_map = {pathlib.Path(file).name for file in config_map["files"]}
+    for flag in ("model_config_file", "batching_parameters_file", "monitoring_config_file"):
+        inside = pathlib.PurePosixPath(told[flag])
+        outside = DEPLOY / mounted[str(inside)]
+        assert outside.is_file()
+        assert inside.name in in_map and str(inside.parent) == "/config"
+    assert "/models" in mounted
+    for file in config_map["files"]:
+        assert (DEPLOY / "kubernetes" / file).resolve().is_file()
+    volumes = {item["name"]: item for item in pod()["volumes"]}
+    assert volumes["config"]["configMap"]["name"] == config_map["name"]
+    mounts = {item["mountPath"]: item for item in container()["volumeMounts"]}
+    assert mounts["/config"]["name"] == "config" and mounts["/models"]["name"] == "models"
+
+
+def test_models_lie_where_they_are_mounted() -> None:
+    file = DEPLOY / "models.config"
+    for name, model in config_lib.from_proto(
+        config_lib.parse_text(file.read_text(), file.name)
+    ).items():
+        assert model.base_path == f"/models/{name}"
+
+
+def test_ports_agree_everywhere() -> None:
+    told = flags(container()["args"])
+    assert (told["port"], told["rest_api_port"]) == (str(GRPC), str(REST))
+    ports = {item["name"]: item["containerPort"] for item in container()["ports"]}
+    assert ports == {"grpc": GRPC, "rest": REST}
+    for item in manifests()["Service"]["spec"]["ports"]:
+        assert item["port"] == ports[item["targetPort"]]
+    published = compose()["services"]["serving"]["ports"]
+    assert published == [f"127.0.0.1:{port}:{port}" for port in (GRPC, REST)]
+    [job] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"serving:{REST}"]}]
+    annotations = manifests()["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(REST)
+
+
+def test_metrics_are_scraped_where_they_are() -> None:
+    [job] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    monitoring = (DEPLOY / "monitoring.config").read_text()
+    [path] = re.findall(r'path: "(.+)"', monitoring)
+    assert job["metrics_path"] == path == METRICS_PATH
+    assert "enable: true" in monitoring
+
+
+def test_probes_require_an_available_version() -> None:
+    probes = [
+        container()["startupProbe"]["exec"]["command"],
+        container()["readinessProbe"]["exec"]["command"],
+        compose()["services"]["serving"]["healthcheck"]["test"][1:],
+    ]
+    for command in probes:
+        text = command[-1]
+        assert f"/dev/tcp/127.0.0.1/{REST}" in text
+        [name] = re.findall(r"/v1/models/(\w+) ", text)
+        assert name in model_names()
+        assert "AVAILABLE" in text
+    assert container()["livenessProbe"]["tcpSocket"]["port"] == "grpc"
+
+
+def test_the_probe_itself_tells_ready_from_not(built: pathlib.Path, start_server: Any) -> None:
+    if not shutil.which("bash"):
+        pytest.skip("bash is not on the PATH")
+    [name] = model_names()
+    server = start_server({name: built / "autoencoder"}, rest_port=0)
+    script = container()["readinessProbe"]["exec"]["command"][-1]
+    for model, expected in ((name, 0), ("nobody", 1)):
+        text = script.replace(f"/{REST};", f"/{server.rest_port};").replace(name, model)
+        done = subprocess.run(["bash", "-c", text], timeout=20, check=False)
+        assert done.returncode == expected
+
+
+def test_nothing_runs_as_root_or_writes() -> None:
+    assert pod()["securityContext"]["runAsNonRoot"] is True
+    assert container()["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container()["securityContext"]["allowPrivilegeEscalation"] is False
+    mounts = {item["name"]: item for item in container()["volumeMounts"]}
+    assert mounts["models"]["readOnly"] is True
+    service = compose()["services"]["serving"]
+    assert service["read_only"] is True and not service["user"].startswith("0")
+    assert all(item.endswith(":ro") for item in service["volumes"])
+
+
+def test_selectors_select_the_pods() -> None:
+    found = manifests()
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    name = found["Deployment"]["metadata"]["name"]
+    assert found["Service"]["spec"]["selector"].items() <= labels.items()
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert found[kind]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == name
+    budget = found["PodDisruptionBudget"]["spec"]["minAvailable"]
+    assert budget < found["HorizontalPodAutoscaler"]["spec"]["minReplicas"]
+
+
+def test_the_batching_file_is_one_that_the_server_takes() -> None:
+    parameters = parse_parameters((DEPLOY / "batching.config").read_text())
+    assert parameters.max_batch_size == parameters.allowed_batch_sizes[-1]
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    metrics = Metrics(lambda: {"m": [1]})
+    metrics.count_request("m", "OK", "predict", "GRPC", 5.0)
+    metrics.count_run("m", 5.0)
+    metrics.count_reconstruction_error("m", 0.1, 2)
+    known = set(re.findall(r"^([a-zA-Z_:]+)\{", metrics.render(), re.MULTILINE))
+    dashboard = json.loads((DEPLOY / "grafana" / "serving.json").read_text())
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    assert {"Requests a second", "Latency", "Errors a second", "Model version",
+            "Mean reconstruction error"} <= titles  # fmt: skip
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose()["services"]
+    for panel in dashboard["panels"]:
+        assert panel["datasource"]["uid"] == source["uid"]
+        for target in panel["targets"]:
+            asked = set(re.findall(r"[a-z_]*:[a-z:_]+", target["expr"]))
+            assert asked and asked <= known, asked - known
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
