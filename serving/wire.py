@@ -12,6 +12,7 @@ fields, as TensorFlow Serving's do.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -193,6 +194,12 @@ def tensor_map_chunks(tag: bytes, arrays: Mapping[str, Array], *, content: bool)
     """
     chunks: list[Any] = []
     for key, array in arrays.items():
+        number = _NUMBERS.get(array.dtype)
+        if number is not None and (content or number in _PACKED_TAGS) and number != DT_STRING:
+            # Everything before the memory depends on type and shape alone.
+            chunks.append(_entry_start(tag, key, number, array.shape, content))
+            chunks.append(_memory(array, number))
+            continue
         value = tensor_chunks(array, content=content)
         size = _size(value)
         start = field(b"\x0a", key.encode()) + b"\x12" + varint(size)
@@ -201,6 +208,30 @@ def tensor_map_chunks(tag: bytes, arrays: Mapping[str, Array], *, content: bool)
     return chunks
 
 
+# Below this, copying the bytes out is quicker than looking at them in place.
+_SMALL = 4096
+
+
+def _memory(array: Array, number: int) -> Any:
+    if array.nbytes <= _SMALL:
+        return array.tobytes()
+    memory = np.ascontiguousarray(array, dtype=_TYPES[number][0])
+    return memory.reshape(-1).view("u1").data
+
+
+@functools.lru_cache(maxsize=1024)
+def _entry_start(tag: bytes, key: str, number: int, shape: tuple[int, ...], content: bool) -> bytes:
+    """A map entry up to where the array's memory begins."""
+    start = _header(number, shape)
+    memory = math.prod(shape) * _TYPES[number][0].itemsize
+    if memory:
+        start += (b"\x22" if content else _PACKED_TAGS[number]) + varint(memory)
+    size = len(start) + memory
+    entry = field(b"\x0a", key.encode()) + b"\x12" + varint(size)
+    return tag + varint(len(entry) + size) + entry + start
+
+
+@functools.lru_cache(maxsize=1024)
 def model_spec(name: str, version: int | None, signature: str, label: str | None = None) -> bytes:
     """A serialised ``ModelSpec``; a version excludes a label."""
     out = field(b"\x0a", name.encode())
