@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run the pipeline: digits in, a served model out")
     _add_config_arguments(run)
+    run.add_argument("--tune", action="store_true", help="search for better values first")
     run.add_argument("--no-cache", action="store_true", help="compute everything anew")
     run.add_argument("--json", action="store_true", help="print the result as one JSON object")
     run.add_argument("-v", "--verbose", action="store_true", help="TFX's own log on the terminal")
@@ -118,6 +119,8 @@ def load_config(args: argparse.Namespace) -> PipelineConfig:
         assignments.append(f"root={json.dumps(root)}")
     if getattr(args, "no_cache", False):
         assignments.append("cache=false")
+    if getattr(args, "tune", False):
+        assignments.append("tuner.enabled=true")
     assignments += getattr(args, "set", [])
     assignments += [f"beam.{option.lstrip('-')}" for option in getattr(args, "beam", [])]
     return config.load(getattr(args, "config", None), assignments)
@@ -133,6 +136,7 @@ def find_dataset(name: str, data_dir: str | None, **options: Any) -> Dataset:
 def _run(args: argparse.Namespace) -> int:
     config = load_config(args)
     from pipeline import console
+    from pipeline.config import check_labels
     from pipeline.locking import locked
 
     # Before anything slow or written: the data, then the folder.
@@ -143,8 +147,17 @@ def _run(args: argparse.Namespace) -> int:
         )
         if dataset.notice:
             display.line(dataset.notice)
+    check_labels(config, _labels_for_training(config, dataset))
     with locked(config.root):
         return _run_locked(args, config, dataset)
+
+
+def _labels_for_training(config: PipelineConfig, dataset: Dataset) -> int:
+    """How many labelled images are left for training, validation set aside."""
+    counts = dataset.splits["train"].label_counts
+    kept = config.data.kept()
+    known = sum(n for digit, n in enumerate(counts) if kept is None or digit in kept)
+    return known - round(known * config.trainer.validation_fraction)
 
 
 def _run_locked(args: argparse.Namespace, config: PipelineConfig, dataset: Dataset) -> int:

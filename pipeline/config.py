@@ -27,7 +27,7 @@ from trainer.models.catalogue import (
     get_model_spec,
 )
 
-DEFAULT_MODEL = "simple"
+DEFAULT_MODEL = "best"
 DEFAULT_ROOT = "runs"
 
 Digit = Annotated[int, annotated_types.Interval(ge=0, le=9)]
@@ -88,6 +88,21 @@ class TrainerConfig:
     patience: Count = 10
     streaming: bool = False
     anomaly_quantile: Fraction = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class TunerConfig:
+    """Whether and how to search for better hyper-parameters before the training.
+
+    Attributes:
+      enabled: Whether to.
+      trials: Trainings to try.
+      epochs: Of a trial; None is a fifth of the training's, at least one.
+    """
+
+    enabled: bool = False
+    trials: PositiveInt = 8
+    epochs: PositiveInt | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +178,7 @@ class PipelineConfig:
       data: What to train on.
       model: The selected model and its hyper-parameters.
       trainer: How to train.
+      tuner: Whether to search for better hyper-parameters first.
       evaluator: When a model is good enough.
       validator: What it must show before it is pushed.
       pusher: Where models are served from.
@@ -175,6 +191,7 @@ class PipelineConfig:
     data: DataConfig = DataConfig()
     model: ModelChoice = dataclasses.field(default_factory=_default_choice)
     trainer: TrainerConfig = TrainerConfig()
+    tuner: TunerConfig = TunerConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     validator: ValidatorConfig = ValidatorConfig()
     pusher: PusherConfig = PusherConfig()
@@ -241,7 +258,32 @@ def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineCo
     values = dict(values)
     choice = _parse_model(values.pop("model", None), where)
     config = _validate(PipelineConfig, values, where, prefix=())
-    return dataclasses.replace(config, model=choice)
+    config = dataclasses.replace(config, model=choice)
+    if config.trainer.streaming and getattr(choice.hyperparameters, "labels", None):
+        raise UserError(
+            f"{where}: trainer.streaming: model {choice.name!r} looks at labels, "
+            "which are chosen in memory"
+        )
+    return config
+
+
+def check_labels(config: PipelineConfig, labelled: int, where: str = "configuration") -> None:
+    """Refuses a model that wants more labels than the training split has.
+
+    Args:
+      config: With the model.
+      labelled: Labelled images that are left for training.
+      where: For the message.
+
+    Raises:
+      UserError: Naming model and field.
+    """
+    wanted = getattr(config.model.hyperparameters, "labels", None) or 0
+    if wanted > labelled:
+        raise UserError(
+            f"{where}: model {config.model.name!r}, model.labels: {wanted:,} labels wanted, "
+            f"but only {labelled:,} training images have one"
+        )
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,6 +17,7 @@ from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGe
 from tfx.components.statistics_gen.component import StatisticsGen
 from tfx.components.trainer.component import Trainer
 from tfx.components.transform.component import Transform
+from tfx.components.tuner.component import Tuner
 from tfx.orchestration import metadata, pipeline
 from tfx.proto import pusher_pb2
 
@@ -91,7 +92,17 @@ def create_pipeline(
         disable_statistics=True,
     )
     reference = PcaReference(examples=examples)
+    tuner = None
+    if config.tuner.enabled:
+        tuner = Tuner(
+            tuner_fn="trainer.tuner_fn.tuner_fn",
+            examples=examples,
+            transform_graph=transform.outputs["transform_graph"],
+            schema=schema.outputs["schema"],
+            custom_config={**trainer_config(config), "tuner": tuner_config(config)},
+        )
     trainer = Trainer(
+        hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
         run_fn="trainer.run_fn.run_fn",
         examples=examples,
         transform_graph=transform.outputs["transform_graph"],
@@ -142,7 +153,8 @@ def create_pipeline(
     )
     for node in (transform, reference):
         node.add_upstream_node(gate)
-    nodes = [example_gen, schema, statistics, validator, gate, transform, reference, trainer]
+    nodes = [example_gen, schema, statistics, validator, gate, transform, reference]
+    nodes += [tuner, trainer] if tuner else [trainer]
     if config.evaluator.baseline:
         nodes.append(resolver)
     nodes += [evaluator, validator_of_serving, pusher, report]
@@ -183,6 +195,12 @@ def trainer_config(config: PipelineConfig) -> dict[str, Any]:
         "options": config.training_options(),
         "facts": {"servable": config.servable},
     }
+
+
+def tuner_config(config: PipelineConfig) -> dict[str, int]:
+    """The Tuner's trials and their epochs."""
+    epochs = config.tuner.epochs or max(1, config.training_options()["epochs"] // 5)
+    return {"trials": config.tuner.trials, "epochs": epochs}
 
 
 def code_digest() -> str:

@@ -14,8 +14,17 @@ import pytest
 
 from components.mnist_example_gen import datasets, idx
 
-# Of the default test run: the embedded 5,000 digits, few epochs.
-SHARED_RUN = ("--model", "simple", "--dataset", "mnist-5k", "--set", "trainer.epochs=12")
+# The embedded 5,000 digits, and as much training as a blessing takes.
+SHARED_RUN = (
+    "--model",
+    "simple",
+    "--dataset",
+    "mnist-5k",
+    "--set",
+    "trainer.epochs=15",
+    "--set",
+    "trainer.batch_size=64",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

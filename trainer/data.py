@@ -20,6 +20,7 @@ from components import features
 _READ_BATCH = 2_000
 _EVAL_BATCH = 1_000
 _STREAM_SHUFFLE = 50_000
+_STREAM_VALIDATION = 10_000
 
 TransformFn = Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
 
@@ -79,14 +80,17 @@ def read_examples(patterns: Sequence[str]) -> Examples:
     Raises:
       ValueError: No file matches, or the files hold nothing.
     """
-    dataset = (
-        _records(_files(patterns))
-        .batch(_READ_BATCH)
-        .map(lambda serialized: tf.io.parse_example(serialized, features.feature_spec()))
+    return _collect(_records(_files(patterns)))
+
+
+def _collect(records: tf.data.Dataset) -> Examples:
+    """Serialized examples into memory."""
+    dataset = records.batch(_READ_BATCH).map(
+        lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
     )
     batches = [(b[features.IMAGE], b[features.LABEL]) for b in dataset.as_numpy_iterator()]
     if not batches:
-        raise ValueError(f"no examples in {', '.join(patterns)}")
+        raise ValueError("the files of the training split hold no examples")
     return Examples(*(np.concatenate(columns) for columns in zip(*batches)))
 
 
@@ -204,8 +208,50 @@ def training_batches(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Training examples that stay on disk, every ``stride``-th set aside.
+
+    Attributes:
+      files: TFRecords of examples.
+      stride: One record in so many is for validation.
+      count: Number of the others.
+    """
+
+    files: tuple[str, ...]
+    stride: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def records(self, files: tf.Tensor, *, validation: bool) -> tf.data.Dataset:
+        """Serialized examples of one of the two parts, file by file."""
+
+        def part_of_file(file: tf.Tensor) -> tf.data.Dataset:
+            numbered = _records(file).enumerate()
+            chosen = numbered.filter(lambda i, _: (i % self.stride == 0) == validation)
+            return chosen.map(lambda _, record: record)
+
+        return tf.data.Dataset.from_tensor_slices(files).interleave(part_of_file, cycle_length=4)
+
+
+def open_stream(patterns: Sequence[str], fraction: float) -> tuple[Stream, Examples]:
+    """Splits examples on disk, reading them once to count them.
+
+    Returns:
+      The training part, and up to 10,000 examples of the validation part.
+    """
+    files = tuple(_files(patterns))
+    stride = max(2, round(1 / fraction))
+    sizes = [int(_records(f).reduce(np.int64(0), lambda n, _: n + 1)) for f in files]
+    stream = Stream(files, stride, sum(size - -(-size // stride) for size in sizes))
+    validation = stream.records(tf.constant(files), validation=True).take(_STREAM_VALIDATION)
+    return stream, _collect(validation)
+
+
 def streamed_batches(
-    patterns: Sequence[str],
+    stream: Stream,
     preprocess: Preprocessor,
     *,
     batch_size: int,
@@ -219,24 +265,25 @@ def streamed_batches(
     Memory stays flat whatever the number of images; the shuffle is as good as
     its buffer, the rate a third to a half.
     """
-    files = _files(patterns)
+    steps = steps_per_epoch(len(stream), batch_size, context.num_replicas_in_sync)
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(
-            tf.constant(files), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
+            tf.constant(stream.files), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
         )
         return (
-            tf.data.Dataset.from_tensor_slices(order)
-            .interleave(_records, cycle_length=4)
+            stream.records(order, validation=False)
             .shuffle(_STREAM_SHUFFLE, seed=epoch + seed, reshuffle_each_iteration=False)
+            .repeat()
             .batch(batch_size, drop_remainder=True)
+            .take(steps * context.num_replicas_in_sync)
         )
 
     def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         out = preprocess(tf.io.parse_example(serialized, features.feature_spec()))
-        return tf.ensure_shape(out[features.IMAGE], (batch_size, 28, 28)), tf.ensure_shape(
-            out[features.LABEL], (batch_size,)
-        )
+        # Only models that look at no label are streamed.
+        hidden = tf.fill((batch_size,), tf.constant(features.NO_LABEL, tf.int64))
+        return tf.ensure_shape(out[features.IMAGE], (batch_size, 28, 28)), hidden
 
     return (
         tf.data.Dataset.range(first_epoch, epochs)

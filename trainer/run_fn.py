@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from trainer import data, monitoring, signatures, strategy
 from trainer.checkpoint import Checkpointer
-from trainer.models import build_model, get_model_spec
+from trainer.models import Hyperparameters, TrainingDefaults, build_model, get_model_spec
 from trainer.models.base import Autoencoder, per_image_mse
 from trainer.models.keras_api import keras
 
@@ -133,90 +133,128 @@ def run_fn(fn_args: Any) -> None:
         checkpoint_root=os.path.join(output_root, "checkpoints"),
         facts=config.get("facts", {}),
     )
+    if fn_args.hyperparameters:
+        from trainer import tuner_fn
+
+        job = tuner_fn.with_values(job, fn_args.hyperparameters["values"])
     if job.options.strategy == strategy.MULTI_WORKER:
         _train_in_own_process(job)
     else:
         train(job)
 
 
-def train(job: TrainingJob) -> None:
-    """Trains and exports; every worker of a multi-worker training calls it."""
+@dataclasses.dataclass
+class _Session:
+    """A training in its surroundings, ready to be fitted."""
+
+    model: Autoencoder
+    training: data.Examples | data.Stream
+    validation: data.Examples
+    preprocess: data.Preprocessor
+    distribution: tf.distribute.Strategy
+
+
+def _prepare(job: TrainingJob) -> _Session:
     options = job.options
-    spec = get_model_spec(job.model)
     distribution = strategy.make_strategy(options.strategy)
     strategy.set_precision(options.mixed_precision)
     keras.utils.set_random_seed(options.seed)
-    hyperparameters = spec.hyperparameters(**_init_values(spec, job.hyperparameters))
-
     preprocess = data.Preprocessor(job.transform_savedmodel)
-    examples = data.read_examples(job.train_files)
-    training, validation = data.split_validation(
-        examples, options.validation_fraction, options.seed
-    )
     with distribution.scope():
-        model = build_model(job.model, hyperparameters, seed=options.seed)
-    training = _visible_labels(model, training, options.seed)
+        model = build_model(job.model, _hyperparameters(job), seed=options.seed)
+    training, validation = _load(job, model)
+    return _Session(model, training, validation, preprocess, distribution)
 
+
+def _load(
+    job: TrainingJob, model: Autoencoder
+) -> tuple[data.Examples | data.Stream, data.Examples]:
+    """Training and validation examples, with the labels that the model may see."""
+    options = job.options
+    if options.streaming:
+        if model.uses_labels:
+            raise ValueError(f"trainer.streaming: model {job.model!r} looks at labels")
+        return data.open_stream(job.train_files, options.validation_fraction)
+    training, validation = data.split_validation(
+        data.read_examples(job.train_files), options.validation_fraction, options.seed
+    )
+    return _visible_labels(model, training, options.seed), validation
+
+
+def _checkpointer(job: TrainingJob, model: Autoencoder, root: str) -> Checkpointer:
+    return Checkpointer(
+        os.path.join(root, job.digest()),
+        monitor=getattr(model, "monitor", "val_loss"),
+        patience=job.options.patience,
+    )
+
+
+def train_only(job: TrainingJob) -> list[dict[str, float]]:
+    """Trains without exporting anything.
+
+    Returns:
+      The logs of every epoch.
+    """
+    session = _prepare(job)
+    checkpointer = _checkpointer(job, session.model, job.checkpoint_root)
+    _fit(session, job, checkpointer, log_dir=job.log_dir)
+    checkpointer.discard()
+    return checkpointer.history
+
+
+def train(job: TrainingJob) -> None:
+    """Trains and exports; every worker of a multi-worker training calls it."""
+    session = _prepare(job)
     chief = strategy.is_chief()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint_dir = os.path.join(job.checkpoint_root, job.digest())
-        checkpointer = Checkpointer(
-            # Every worker writes its share of a checkpoint; only the chief's counts.
-            checkpoint_dir if chief else os.path.join(scratch, "checkpoints"),
-            monitor=getattr(model, "monitor", "val_loss"),
-            patience=options.patience,
-        )
+        # Every worker writes its share of a checkpoint; only the chief's counts.
+        checkpointer = _checkpointer(job, session.model, job.checkpoint_root if chief else scratch)
         started = time.monotonic()
-        epoch_seconds = _fit(
-            model,
-            job,
-            training,
-            validation,
-            preprocess,
-            distribution,
-            checkpointer,
-            log_dir=job.log_dir if chief else os.path.join(scratch, "logs"),
-        )
+        epoch_seconds = _fit(session, job, checkpointer, log_dir=job.log_dir if chief else scratch)
         seconds = time.monotonic() - started
-        if not chief:
-            return
-        # A model of its own, outside the strategy: plain variables, nothing left
-        # of the training.
-        strategy.set_precision(False)
-        exported = build_model(job.model, hyperparameters, seed=options.seed)
-        exported.set_weights(model.get_weights())
-        threshold = anomaly_threshold(exported, validation, preprocess, options.anomaly_quantile)
-        facts = {
-            **job.facts,
-            "training": dataclasses.asdict(options),
-            "training_images": len(training),
-            "validation_images": len(validation),
-        }
-        served = signatures.ServedAutoencoder(exported, preprocess, threshold)
-        signatures.export(served, spec, job.model_dir, facts=facts)
-        summary = {
-            "seconds": seconds,
-            "epoch_seconds": epoch_seconds,
-            "epochs": len(checkpointer.history),
-            "history": checkpointer.history,
-            "anomaly_threshold": threshold,
-            **facts,
-        }
-        with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE), "w") as f:
-            json.dump(summary, f, indent=2)
+    if chief:
+        timing = {"seconds": seconds, "epoch_seconds": epoch_seconds}
+        _export(job, session, checkpointer.history, timing)
         checkpointer.discard()
 
 
-def _fit(
-    model: Autoencoder,
+def _export(
     job: TrainingJob,
-    training: data.Examples,
-    validation: data.Examples,
-    preprocess: data.Preprocessor,
-    distribution: tf.distribute.Strategy,
-    checkpointer: Checkpointer,
-    *,
-    log_dir: str,
+    session: _Session,
+    history: list[dict[str, float]],
+    timing: dict[str, Any],
+) -> None:
+    """Writes the SavedModel and ``training.json``."""
+    options = job.options
+    # A model of its own, outside the strategy: plain variables, nothing left of
+    # the training.
+    strategy.set_precision(False)
+    model = build_model(job.model, _hyperparameters(job), seed=options.seed)
+    model.set_weights(session.model.get_weights())
+    threshold = anomaly_threshold(
+        model, session.validation, session.preprocess, options.anomaly_quantile
+    )
+    facts = {
+        **job.facts,
+        "training": dataclasses.asdict(options),
+        "training_images": len(session.training),
+        "validation_images": len(session.validation),
+    }
+    served = signatures.ServedAutoencoder(model, session.preprocess, threshold)
+    signatures.export(served, get_model_spec(job.model), job.model_dir, facts=facts)
+    summary = {
+        **timing,
+        "epochs": len(history),
+        "history": history,
+        "anomaly_threshold": threshold,
+        **facts,
+    }
+    with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE), "w") as f:
+        json.dump(summary, f, indent=2)
+
+
+def _fit(
+    session: _Session, job: TrainingJob, checkpointer: Checkpointer, *, log_dir: str
 ) -> list[float]:
     """Runs the model's phases, from where an interrupted training stood.
 
@@ -224,6 +262,8 @@ def _fit(
       Seconds by epoch, of those that were trained now.
     """
     options = job.options
+    model, distribution = session.model, session.distribution
+    training, validation, preprocess = session.training, session.validation, session.preprocess
     replicas = distribution.num_replicas_in_sync
     batch_size = min(options.batch_size, max(1, len(training) // replicas))
     steps = data.steps_per_epoch(len(training), batch_size, replicas)
@@ -238,7 +278,12 @@ def _fit(
         with distribution.scope():
             model.begin_phase(phase)
             model.configure(
-                _defaults(options),
+                TrainingDefaults(
+                    epochs=options.epochs,
+                    batch_size=options.batch_size,
+                    learning_rate=options.learning_rate,
+                    xla=options.xla,
+                ),
                 total_steps=steps * phase.epochs,
                 steps_per_execution=min(options.steps_per_execution, steps),
             )
@@ -253,8 +298,8 @@ def _fit(
                 "epochs": done + epochs,
                 "context": context,
             }
-            if options.streaming:
-                return data.streamed_batches(job.train_files, preprocess, **arguments)
+            if isinstance(training, data.Stream):
+                return data.streamed_batches(training, preprocess, **arguments)
             return data.training_batches(
                 training,
                 preprocess,
@@ -306,25 +351,17 @@ def _visible_labels(model: Autoencoder, examples: data.Examples, seed: int) -> d
     return examples.with_labels(data.mask_labels(examples.labels, count, seed))
 
 
-def _defaults(options: TrainingOptions):
-    from trainer.models.catalogue import TrainingDefaults
-
-    return TrainingDefaults(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        xla=options.xla,
+def _hyperparameters(job: TrainingJob) -> Hyperparameters:
+    """The job's hyper-parameters as the model's dataclass."""
+    schema = get_model_spec(job.model).hyperparameters
+    init = {field.name for field in dataclasses.fields(schema) if field.init}
+    return schema(
+        **{
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in job.hyperparameters.items()
+            if key in init
+        }
     )
-
-
-def _init_values(spec, values: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments out of a complete dictionary of hyper-parameters."""
-    init = {field.name for field in dataclasses.fields(spec.hyperparameters) if field.init}
-    return {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in values.items()
-        if key in init
-    }
 
 
 def _train_in_own_process(job: TrainingJob) -> None:

@@ -49,7 +49,7 @@ class ServedAutoencoder(tf.Module):
             contract.SCORE: tf.function(self._score, [images]),
             contract.EVALUATE: tf.function(self._evaluate, [examples]),
         }
-        if getattr(self.model, "decoder_uses_labels", False):
+        if self.model.decoder_uses_labels:
             label = tf.TensorSpec.from_spec(_INTS, contract.LABEL)
             functions[contract.DECODE] = tf.function(self._decode_labelled, [code, label])
         else:
@@ -122,13 +122,14 @@ def export(served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict
       path: Folder to write, local or remote.
       facts: More entries of the metadata file, such as data and configuration.
     """
-    tf.saved_model.save(served, path, signatures=served.signatures(spec.abilities))
+    abilities = spec.abilities_of(served.model.hp)
+    tf.saved_model.save(served, path, signatures=served.signatures(abilities))
     prior = getattr(served.model, "prior", None)
     metadata = {
         "name": spec.name,
         "source": spec.source,
         "code_size": served.model.hp.code_size,
-        "abilities": [ability.value for ability in spec.abilities],
+        "abilities": [ability.value for ability in abilities],
         "hyperparameters": dataclasses.asdict(served.model.hp),
         "parameters": served.model.parameter_count(),
         "prior": prior,

@@ -11,6 +11,8 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from sklearn.metrics import roc_auc_score
 
 from components.mnist_example_gen import idx
 from pipeline import history
@@ -62,7 +64,7 @@ def test_a_worse_model_than_the_baseline_is_refused(trained_run, cli):
         trained_run.root,
         *trained_run.arguments,
         "--set",
-        "trainer.epochs=4",
+        "trainer.epochs=8",
         "--set",
         "evaluator.max_mse=0.1",
     )
@@ -77,7 +79,7 @@ def test_a_worse_model_than_the_baseline_is_refused(trained_run, cli):
         trained_run.root,
         *trained_run.arguments,
         "--set",
-        "trainer.epochs=4",
+        "trainer.epochs=8",
         "--set",
         "evaluator.max_mse=0.1",
         "--set",
@@ -199,3 +201,36 @@ def test_the_bar_on_full_mnist(full_mnist, tmp_path, cli, model, epochs, bar):
     assert np.isclose(
         result["metrics"]["pca_mse"], {32: 0.0168, 128: 0.0042}[result["code_size"]], atol=1e-4
     )
+
+
+def test_one_class_models_find_other_digits_strange(trained_run, cli):
+    result = run(
+        cli, trained_run.root, *trained_run.arguments, "--set", "data.keep_labels=[1]",
+    )  # fmt: skip
+    assert result["servable"] == "simple-only-1"
+    assert set(result["metrics"]["by_label"]) == {"1"}
+    assert result["dataset"]["train"] == 450
+    model = tf.saved_model.load(result["pushed_path"]).signatures["score"]
+    folder = json.loads(cli("data", "--json", "--dataset", "mnist-5k").stdout)["folder"]
+    images = next(idx.read_images(os.path.join(folder, f"t10k-{idx.IMAGES}"))).reshape(-1, 28, 28)
+    labels = next(idx.read_labels(os.path.join(folder, f"t10k-{idx.LABELS}")))
+    scores = model(images=tf.constant(images))
+    strange = scores["is_anomaly"].numpy()
+    assert strange[labels != 1].mean() > 0.5 > strange[labels == 1].mean()
+    errors = scores["reconstruction_error"].numpy()
+    assert roc_auc_score(labels != 1, errors) > 0.9
+
+
+@pytest.mark.e2e
+def test_tuned_values_are_used_and_recorded(trained_run, cli):
+    result = run(
+        cli, trained_run.root, *trained_run.arguments, "--tune", "--set", "tuner.trials=2",
+        "--set", "tuner.epochs=2", "--set", "evaluator.baseline=false",
+    )  # fmt: skip
+    store = history.open_store(os.path.join(trained_run.root, "metadata.sqlite"))
+    (artifact,) = store.get_artifacts_by_type("HyperParameters")
+    with open(os.path.join(artifact.uri, "best_hyperparameters.txt")) as f:
+        tuned = json.load(f)["values"]
+    with open(os.path.join(result["pushed_path"], "assets.extra", "autoencoder.json")) as f:
+        facts = json.load(f)
+    assert facts["training"]["learning_rate"] == tuned["learning_rate"]

@@ -68,6 +68,8 @@ def test_json_says_all_there_is_to_say(trained_run):
     assert [c["id"] for c in result["components"]] == COMPONENTS
     assert not any(c["cached"] for c in result["components"])
     assert set(result["metrics"]["by_label"]) == set("0123456789")
+    assert result["blessed"]
+    assert result["pushed_version"] == os.path.basename(result["pushed_path"])
     assert os.path.isabs(result["pushed_path"])
 
 
@@ -81,7 +83,7 @@ def test_the_reported_losses_are_those_of_the_pushed_model(trained_run, digits):
         of_digit = errors[digits["eval"][1] == digit]
         assert metrics["by_label"][str(digit)]["mse"] == pytest.approx(of_digit.mean(), rel=1e-4)
     # A collapsed model reaches .0675 at best.
-    assert metrics["overall"]["mse"] < 0.04
+    assert metrics["overall"]["mse"] < 0.03
     assert metrics["pca_mse"] < metrics["overall"]["mse"]
 
 

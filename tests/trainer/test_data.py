@@ -124,14 +124,21 @@ def test_validation_is_disjoint_and_seeded(examples):
     assert list(data.split_validation(examples, 0.05, seed=1)[1].images) != list(again.images)
 
 
-def test_streaming_shows_the_same_images(examples, training_files, preprocess):
+def test_streaming_shows_what_is_not_set_aside_in_a_new_order(examples, training_files, preprocess):
+    stream, validation = data.open_stream([training_files], 0.05)
+    assert (len(stream), len(validation)) == (1_900, 100)
     dataset = data.streamed_batches(
-        [training_files], preprocess, batch_size=100, seed=0, first_epoch=0, epochs=2, context=ONE
+        stream, preprocess, batch_size=100, seed=0, first_epoch=0, epochs=2, context=ONE
     )
     found = [keys(images.numpy()) for images, _ in dataset]
-    assert len(found) == 40
-    assert sorted(key for batch in found[:20] for key in batch) == sorted(examples.images)
-    assert found[0] != found[20]
+    assert len(found) == 38
+    seen = sorted(key for batch in found[:19] for key in batch)
+    assert sorted([*seen, *validation.images]) == sorted(examples.images)
+    assert found[0] != found[19]
+    resumed = data.streamed_batches(
+        stream, preprocess, batch_size=100, seed=0, first_epoch=1, epochs=2, context=ONE
+    )
+    assert keys(next(iter(resumed))[0].numpy()) == found[19]
 
 
 def test_missing_files_are_named(tmp_path):

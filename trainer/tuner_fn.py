@@ -1,0 +1,120 @@
+"""The Tuner component's entry point: KerasTuner over a model's search space.
+
+Every trial is a training like the Trainer's, without export, judged by the best
+validation MSE of its epochs. The values that win reach the Trainer as TFX's
+HyperParameters artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any, NamedTuple
+
+import keras_tuner
+
+from trainer import run_fn
+from trainer.models import get_model_spec
+
+LEARNING_RATE = "learning_rate"
+# Times the catalogue's learning rate.
+_RATE_RANGE = (0.3, 3.0)
+_OBJECTIVE = "val_mse"
+
+
+class TunerFnResult(NamedTuple):
+    """What TFX's Tuner wants back; as ``tfx.components.tuner``'s own."""
+
+    tuner: keras_tuner.Tuner
+    fit_kwargs: dict[str, Any]
+
+
+class TrainingTuner(keras_tuner.Tuner):
+    """Random search whose trials are training jobs.
+
+    KerasTuner's own trials build Keras 3 models; overriding ``run_trial`` keeps
+    it to what it is good at, choosing and remembering.
+    """
+
+    def __init__(self, job: run_fn.TrainingJob, trials: int, directory: str):
+        """Makes the tuner.
+
+        Args:
+          job: What a trial starts from.
+          trials: How many to run.
+          directory: Where KerasTuner keeps its books.
+        """
+        self._job = job
+        super().__init__(
+            oracle=keras_tuner.oracles.RandomSearchOracle(
+                objective=keras_tuner.Objective(_OBJECTIVE, "min"),
+                max_trials=trials,
+                hyperparameters=search_space(job),
+                allow_new_entries=False,
+                tune_new_entries=False,
+                seed=job.options.seed,
+            ),
+            directory=directory,
+            project_name=job.model,
+            overwrite=True,
+        )
+
+    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trains with the trial's values and returns the best validation MSE."""
+        job = with_values(self._job, trial.hyperparameters.values)
+        place = os.path.join(self._job.log_dir, trial.trial_id)
+        job = dataclasses.replace(job, log_dir=place, checkpoint_root=place)
+        return {_OBJECTIVE: min(epoch["val_mse"] for epoch in run_fn.train_only(job))}
+
+    def load_model(self, trial: Any) -> None:
+        """Nothing is kept of a trial but its values."""
+        raise NotImplementedError("trials keep no models; train with the best values")
+
+
+def search_space(job: run_fn.TrainingJob) -> keras_tuner.HyperParameters:
+    """The model's declared choices, and the learning rate around its default.
+
+    Choices are JSON, so that a tuple can be one.
+    """
+    space = keras_tuner.HyperParameters()
+    for name, values in get_model_spec(job.model).search_space.items():
+        space.Choice(name, [json.dumps(value) for value in values])
+    low, high = (factor * job.options.learning_rate for factor in _RATE_RANGE)
+    space.Float(LEARNING_RATE, low, high, sampling="log", default=job.options.learning_rate)
+    return space
+
+
+def with_values(job: run_fn.TrainingJob, values: dict[str, Any]) -> run_fn.TrainingJob:
+    """The job with tuned values in place of its own."""
+    values = dict(values)
+    rate = values.pop(LEARNING_RATE, job.options.learning_rate)
+    chosen = {name: json.loads(value) for name, value in values.items()}
+    return dataclasses.replace(
+        job,
+        hyperparameters={**job.hyperparameters, **chosen},
+        options=dataclasses.replace(job.options, learning_rate=rate),
+    )
+
+
+def tuner_fn(fn_args: Any) -> TunerFnResult:
+    """Called by TFX's Tuner.
+
+    Args:
+      fn_args: TFX's ``FnArgs``; ``custom_config`` is the Trainer's, with
+        ``tuner`` holding ``trials`` and ``epochs``.
+    """
+    config = fn_args.custom_config
+    options = run_fn.TrainingOptions(**{**config["options"], "epochs": config["tuner"]["epochs"]})
+    job = run_fn.TrainingJob(
+        model=config["model"],
+        hyperparameters=config["hyperparameters"],
+        options=options,
+        train_files=tuple(fn_args.train_files),
+        transform_savedmodel=os.path.join(fn_args.transform_graph_path, "transform_fn"),
+        model_dir="",
+        log_dir=os.path.join(fn_args.working_dir, "trials"),
+        checkpoint_root="",
+        facts={},
+    )
+    return TunerFnResult(TrainingTuner(job, config["tuner"]["trials"], fn_args.working_dir), {})
