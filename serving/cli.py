@@ -248,7 +248,7 @@ def _serve(args: argparse.Namespace) -> int:
         options["tls"] = TlsFiles(args.tls_cert, args.tls_key, args.tls_client_ca)
     plan = launcher.Plan(
         folder,
-        config if pushed_here and config.is_file() and folder.version is None else None,
+        config if pushed_here and folder.version is None else None,
         args.host,
         args.port,
         args.rest_port,

@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
       folder: The model.
-      config_file: The rollout state, if the file exists.
+      config_file: Where the rollout state is or will be; None to ignore it.
       host: The address to bind (embedded and Docker).
       port: gRPC.
       rest_port: REST.
@@ -151,8 +151,8 @@ def binary_command(plan: Plan) -> list[str]:
 def docker_command(plan: Plan) -> list[str]:
     """The command line of ``docker run``; folders keep their paths inside."""
     shared = plan.folder.path
-    if plan.config_file is not None:
-        shared = plan.config_file.absolute().parent
+    if _config_exists(plan):
+        shared = plan.config_file.absolute().parent  # type: ignore[union-attr]
     mounts = {str(plan.folder.path), str(shared)}
     if plan.batching_file is not None:
         mounts.add(str(plan.batching_file.absolute()))
@@ -167,9 +167,9 @@ def docker_command(plan: Plan) -> list[str]:
 
 
 def _model_flags(plan: Plan) -> list[str]:
-    if plan.config_file is not None:
+    if _config_exists(plan):
         models = [
-            f"--model_config_file={plan.config_file.absolute()}",
+            f"--model_config_file={plan.config_file.absolute()}",  # type: ignore[union-attr]
             "--model_config_file_poll_wait_seconds=1",
             "--allow_version_labels_for_unavailable_models=true",
         ]
@@ -188,6 +188,10 @@ def _model_flags(plan: Plan) -> list[str]:
         "--grpc_max_threads=64",
         "--enable_grpc_healthcheck_service=true",
     ]
+
+
+def _config_exists(plan: Plan) -> bool:
+    return plan.config_file is not None and plan.config_file.is_file()
 
 
 def settings_of(plan: Plan) -> dict[str, ModelSettings]:
@@ -236,10 +240,12 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
         config_file=str(plan.config_file) if plan.config_file is not None else None,
         **plan.options,
     )
+    _allow_many_connections()
     quit_event = threading.Event()
-    with _on_signals(lambda: quit_event.set()):
-        server = EmbeddedServer(options)
-        server.start()
+    server = EmbeddedServer(options)
+    # Until it listens there is nothing to drain: a signal just ends the process.
+    server.start()
+    with _on_signals(quit_event.set):
         try:
             versions = server.manager.available().get(plan.folder.name, [])
             _announce(plan, server.address, server.rest_address or "", versions, say)
@@ -249,6 +255,15 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
             server.stop()
     say("stopped")
     return 0
+
+
+def _allow_many_connections() -> None:
+    """Raises the soft limit of open files to what the system permits."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _batching(plan: Plan) -> Any:

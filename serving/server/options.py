@@ -39,6 +39,7 @@ class ServerOptions:
       batching: Gathers small requests when given.
       tls: Serves both ports with TLS when given.
       max_workers: Requests worked on at the same time on the gRPC port.
+      max_waiting: Requests worked on or waiting; beyond, RESOURCE_EXHAUSTED.
       max_message_bytes: A longer gRPC message or REST body is refused.
       max_connections: REST connections held at the same time.
       rest_timeout: Seconds until REST answers 504.
@@ -57,6 +58,7 @@ class ServerOptions:
     batching: BatchingParameters | None = None
     tls: TlsFiles | None = None
     max_workers: int = 64
+    max_waiting: int = 1024
     max_message_bytes: int = 64 * MIB
     max_connections: int = 2048
     rest_timeout: float = 30.0

@@ -43,6 +43,7 @@ _STATUS = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _API = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
+_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _REASONS = {499: "Client Closed Request"}
 _INT64_MAX = 2**63 - 1
@@ -201,6 +202,8 @@ class RestServer:
             return 501, "text/html", _html(501, "Not Implemented")
         if path == metrics.PATH and method in ("GET", "HEAD"):
             return 200, "text/plain; charset=utf-8", self._metrics.render()
+        if _BAD_ESCAPE.search(path):
+            return 400, "text/html", _html(400, "Bad Request")
         if not _API.fullmatch(path):
             return 404, "text/html", _html(404, "Not Found")
         loop = asyncio.get_running_loop()

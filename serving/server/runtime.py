@@ -18,7 +18,7 @@ from serving.server.manager import ModelManager, State
 from serving.server.metrics import Metrics
 from serving.server.options import ServerOptions
 from serving.server.servable import Servable
-from serving.server.status import StatusError
+from serving.server.status import Code, StatusError
 
 if TYPE_CHECKING:
     from serving.server.rest import RestServer
@@ -91,7 +91,7 @@ class EmbeddedServer:
             threading.Thread(target=self._watch_config, name="config", daemon=True).start()
 
     def healthy(self) -> bool:
-        """Whether every configured model answers and the server is not going away."""
+        """Whether a model answers and the server is not going away."""
         available = self.manager.available()
         return not self._draining.is_set() and bool(available)
 
@@ -163,6 +163,7 @@ class EmbeddedServer:
         self._workers = concurrent.futures.ThreadPoolExecutor(options.max_workers, "grpc")
         server = grpc.server(
             self._workers,
+            maximum_concurrent_rpcs=options.max_waiting,
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -221,6 +222,7 @@ class EmbeddedServer:
 
     def _watch_config(self) -> None:
         path = self.options.config_file
+        complaint = ""
         while not self._draining.wait(self.options.poll_interval):
             text = self._read_config_file()
             if text is None or text == self._config_text:
@@ -228,8 +230,14 @@ class EmbeddedServer:
             try:
                 self._apply_config_file(text, str(path))
             except StatusError as error:
-                _log.warning("%s: %s; what could be done was", path, error.message)
+                if error.message != complaint:
+                    _log.warning("%s: %s", path, " ".join(error.message.split()))
+                complaint = error.message
+                if error.code is Code.FAILED_PRECONDITION:
+                    # A label waits for its version, which may be loading.
+                    self._config_text = None
             else:
+                complaint = ""
                 _log.info("%s: read again", path)
 
     def _apply_config_file(self, text: bytes, path: str) -> None:

@@ -191,7 +191,7 @@ def test_odd_versions(server: EmbeddedServer, version: str) -> None:
     [
         (b"TRACE /v1/models/autoencoder HTTP/1.1", 501),
         (b"FOO /v1/models/autoencoder HTTP/1.1", 501),
-        (b"GET /v1/models/%zz HTTP/1.1", 404),
+        (b"GET /v1/models/%zz HTTP/1.1", 400),
         (b"GET /v1/models/../../etc/passwd HTTP/1.1", 400),
         (b"GET  HTTP/1.1", 400),
     ],
@@ -271,3 +271,30 @@ def test_endless_model_names_do_not_pile_up(server: EmbeddedServer) -> None:
             with pytest.raises(grpc.RpcError):
                 predict(request.SerializeToString(), timeout=10)
     assert server.metrics.render().count("request_count{") <= 510
+
+
+def test_a_flood_beyond_the_limit_is_refused(built: pathlib.Path) -> None:
+    """Requests that wait for a held model do not pile up without bound."""
+    import threading
+    from concurrent import futures
+
+    options = ServerOptions(
+        {"conformance": ModelSettings("conformance", str(built / "conformance"))},
+        port=0, rest_port=None, max_workers=2, max_waiting=8,
+    )  # fmt: skip
+    with EmbeddedServer(options) as server, futures.ThreadPoolExecutor(32) as pool:
+        held = threading.Event()
+        run = server.inference.run
+        server.inference.run = (  # type: ignore[method-assign]
+            lambda *arguments: (held.wait(30), run(*arguments))[1]
+        )
+        client = ReconstructionClient(server.address, model="conformance", retries=0, timeout=60)
+        inputs = {"x": np.ones((1, 1), np.float32)}
+        asked = [pool.submit(client.call, "serving_default", inputs) for _ in range(32)]
+        done, _ = futures.wait(asked, 30, futures.FIRST_EXCEPTION)
+        held.set()
+        outcomes = [item.exception() for item in asked]
+        client.close()
+    refused = [error for error in outcomes if error is not None]
+    assert refused and all(getattr(error, "code", "") == "RESOURCE_EXHAUSTED" for error in refused)
+    assert len(refused) < 32

@@ -14,6 +14,7 @@ import pytest
 from serving import errors, locate, protos
 from serving.rollout import ConfigFile, Rollout
 from serving.server import EmbeddedServer, ModelSettings
+from serving.server.status import StatusError
 from serving.transport import Address, GrpcTransport
 
 Push = Callable[..., pathlib.Path]
@@ -178,3 +179,21 @@ def test_a_server_that_is_down_changes_nothing(
     with pytest.raises(errors.ServerUnavailableError):
         rollout(target="127.0.0.1:1", timeout=2.0).canary(20)
     assert not locate.config_path(root).exists()
+
+
+def test_a_first_rollout_reaches_a_server_that_only_watches_the_file(
+    server: EmbeddedServer, rollout: Callable[..., Rollout]
+) -> None:
+    rollout().canary(20)  # the file did not exist when the server started
+
+    def labelled() -> bool:
+        try:
+            return (answering(server, label="stable"), answering(server, label="canary")) == (
+                10,
+                20,
+            )
+        except StatusError:
+            return False
+
+    assert server.manager.wait_for(labelled, 30)
+    assert server.manager.wait_for(lambda: server.manager.available() == {"m": [10, 20]}, 30)
