@@ -299,7 +299,7 @@ def _quieten() -> None:
     import warnings
 
     warnings.simplefilter("ignore", FutureWarning)
-    for noisy in ("tensorflow", "absl", "tornado"):
+    for noisy in ("tensorflow", "absl"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

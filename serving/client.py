@@ -136,6 +136,8 @@ class ReconstructionClient:
         if batch_size < 1 or not timeout > 0 or retries < 0:
             raise errors.InputError("batch_size and timeout must be positive, retries not negative")
         if transport is None:
+            if not model:
+                raise errors.InputError("which model? give model=NAME")
             address = Address(_checked_target(target), model, version, label, timeout, retries, tls)
             transport = RestTransport(address) if rest else GrpcTransport(address)
         self._transport = transport

@@ -129,7 +129,11 @@ def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:
         return _serve_embedded(plan, say)
     if plan.options.get("tls") is not None:
         raise InputError(f"--tls-... is for the embedded server; {chosen} has --ssl_config_file")
+    if not plan.port or not plan.rest_port:
+        raise InputError("port 0 (any free one) is for the embedded server; name the ports")
     say(f"backend: {'TensorFlow Serving' if chosen == 'binary' else 'Docker'} ({why})")
+    if chosen == "binary" and plan.host == "127.0.0.1":
+        say(f"note: {BINARY} has no flag for the address and listens on all of them")
     command = binary_command(plan) if chosen == "binary" else docker_command(plan)
     return _serve_process(command, plan, say)
 

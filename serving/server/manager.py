@@ -224,7 +224,11 @@ class ModelManager:
             if not still_wanted():
                 return
             with self._changed:
-                new = [name for name in models if name not in self._models]
+                new = [
+                    name
+                    for name in models
+                    if name not in self._models or self._models[name].removed
+                ]
                 # Labels move before the policy can unload what they leave, and
                 # in the same instant for requests: a rollback loses none.
                 for name, settings in models.items():
