@@ -151,7 +151,7 @@ CASES = (
         training={"epochs": 10},
         label="784-500-20",
     ),
-    Case("tied_denoising", _below("mse", at10=0.009)),
+    Case("tied_denoising", _below("noisy_mse", at10=0.009)),
     Case("stacked", _below("bce", at10=0.086)),
     Case(
         "stacked",

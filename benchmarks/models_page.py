@@ -172,4 +172,9 @@ def _trials(trials: list[dict[str, Any]]) -> str:
         [trial["what"], str(trial["epochs"]), f"{trial['cpu_seconds']:.0f}", f"{trial['mse']:.5f}"]
         for trial in trials
     ]
-    return "## How `best` was found\n\n" + _table(["tried", "epochs", "CPU-s", "test MSE"], rows)
+    return (
+        "## How `best` was found\n\n"
+        "In the order of trying, in a bare training loop, one seed each; a batch of 512, BCE and\n"
+        "a code of 32 unless said. `cosine`, `linear`: how the learning rate falls to 0.\n\n"
+        + _table(["tried", "epochs", "CPU-s", "test MSE"], rows)
+    )

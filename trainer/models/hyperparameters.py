@@ -258,6 +258,8 @@ class SupervisedAaeHyperparameters(AaeHyperparameters):
 
     code_size: Units = 15
     prior_stddev: Positive = 1.0
+    # The larger code finds the prior more easily, and the image suffers at 10.
+    adversarial_weight: NonNegative = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
