@@ -119,7 +119,7 @@ def test_a_good_model_is_blessed_and_pushed_with_warm_up_requests(
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [("nan", "reconstruct: reconstruction has 6272 values that are not finite"),
-     ("shape", "reconstruct: reconstruction has the shape [8, 28], not [8, 28, 28]")],
+     (PLACE
 )  # fmt: skip
 def test_a_model_with_bad_answers_is_not_blessed(
     tmp_path: pathlib.Path, validate: Validate, broken: str, problem: str
@@ -141,6 +141,7 @@ def test_a_model_without_variables_is_not_blessed(
     assert "variables" in report(blessing)["problems"][0]
 
 
+@pytest.mark.e2e
 def test_a_slow_model_is_not_blessed(tmp_path: pathlib.Path, validate: Validate) -> None:
     blessing = validate(write(tmp_path), latency_budget_ms=0.001)
     assert blessing.get_int_custom_property("blessed") == 0
