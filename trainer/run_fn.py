@@ -335,7 +335,7 @@ def anomaly_threshold(
     model: Autoencoder, validation: data.Examples, preprocess: data.Preprocessor, quantile: float
 ) -> float:
     """The ``quantile`` of the reconstruction errors of held-out training images."""
-    error = tf.function(lambda images: per_image_mse(images, model(images)))
+    error = tf.function(lambda images: per_image_mse(images, model(images)), autograph=False)
     batches = data.evaluation_batches(validation, preprocess)
     errors = np.concatenate([error(images).numpy() for images, _ in batches])
     return float(np.quantile(errors, quantile))

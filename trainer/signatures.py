@@ -25,41 +25,59 @@ class ServedAutoencoder(tf.Module):
     """A trained autoencoder with Transform's graph and an anomaly threshold.
 
     Attributes:
-      model: The autoencoder.
       threshold: Images whose reconstruction error is above it are anomalies.
     """
 
     def __init__(self, model: Autoencoder, preprocess: Preprocessor, threshold: float):
         super().__init__()
-        self.model = model
+        # Held by a function, which is not tracked: Keras would trace every layer
+        # once more to save it as a Keras model. The signatures and the variables
+        # that they read are all that a server needs.
+        self._get_model = lambda: model
         self.threshold = tf.constant(threshold, tf.float32)
         self._preprocess = preprocess
         # Tracked, so that the export carries Transform's graph.
         self._transform = preprocess.trackable
 
+    @property
+    def model(self) -> Autoencoder:
+        """The autoencoder."""
+        return self._get_model()
+
     def signatures(self, abilities: tuple[Ability, ...]) -> dict[str, Any]:
-        """Concrete functions by signature name."""
+        """Concrete functions by signature name.
+
+        The variables that they read become attributes, to be saved.
+        """
         code = tf.TensorSpec([None, self.model.hp.code_size], tf.float32, name=contract.CODE)
         images = tf.TensorSpec.from_spec(_IMAGES, contract.IMAGES)
         examples = tf.TensorSpec.from_spec(_STRINGS, contract.EXAMPLES)
+
+        def function(body, *inputs):
+            # AutoGraph would rewrite all of tf_keras, for seconds and nothing.
+            return tf.function(body, list(inputs), autograph=False)
+
         functions = {
-            contract.SERVING_DEFAULT: tf.function(self._serve_examples, [examples]),
-            contract.RECONSTRUCT: tf.function(self._reconstruct_pixels, [images]),
-            contract.ENCODE: tf.function(self._encode, [images]),
-            contract.SCORE: tf.function(self._score, [images]),
-            contract.EVALUATE: tf.function(self._evaluate, [examples]),
+            contract.SERVING_DEFAULT: function(self._serve_examples, examples),
+            contract.RECONSTRUCT: function(self._reconstruct_pixels, images),
+            contract.ENCODE: function(self._encode, images),
+            contract.SCORE: function(self._score, images),
+            contract.EVALUATE: function(self._evaluate, examples),
         }
         if self.model.decoder_uses_labels:
             label = tf.TensorSpec.from_spec(_INTS, contract.LABEL)
-            functions[contract.DECODE] = tf.function(self._decode_labelled, [code, label])
+            functions[contract.DECODE] = function(self._decode_labelled, code, label)
         else:
-            functions[contract.DECODE] = tf.function(self._decode, [code])
+            functions[contract.DECODE] = function(self._decode, code)
         if Ability.GENERATE in abilities:
             seed = tf.TensorSpec.from_spec(_INTS, contract.SEED)
-            functions[contract.GENERATE] = tf.function(self._generate, [seed])
+            functions[contract.GENERATE] = function(self._generate, seed)
         if Ability.CLASSIFY in abilities:
-            functions[contract.CLASSIFY] = tf.function(self._classify, [images])
-        return {name: f.get_concrete_function() for name, f in functions.items()}
+            functions[contract.CLASSIFY] = function(self._classify, images)
+        concrete = {name: f.get_concrete_function() for name, f in functions.items()}
+        read = {v.ref(): v for f in concrete.values() for v in f.graph.variables}
+        self.read_variables = list(read.values())
+        return concrete
 
     def _images_of(self, examples: tf.Tensor) -> tf.Tensor:
         spec = {features.IMAGE: features.feature_spec()[features.IMAGE]}

@@ -96,6 +96,18 @@ class Autoencoder(keras.Model):
     labelled_batch_size: int = 0
     term_names: tuple[str, ...] = ("loss",)
 
+    def __init_subclass__(cls, **kwargs: Any):
+        """Keeps AutoGraph away from the training steps.
+
+        It would rewrite them and all of tf_keras below them, which TensorFlow
+        does not know as a library: some 15 CPU-seconds a training. Steps use
+        TensorFlow's own control flow where they need any.
+        """
+        super().__init_subclass__(**kwargs)
+        for name in ("train_step", "test_step"):
+            if name in cls.__dict__:
+                setattr(cls, name, tf.autograph.experimental.do_not_convert(cls.__dict__[name]))
+
     def __init__(self, hyperparameters: Hyperparameters, *, seed: int = 0):
         super().__init__()
         # What train_step returns is reduced over all replicas already; Keras's
@@ -255,6 +267,7 @@ class Autoencoder(keras.Model):
             self._trackers[name].update_state(value)
         return {name: self._trackers[name].result() for name in terms}
 
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One optimizer step on a batch ``(images, labels)``."""
         images, labels = data
@@ -264,6 +277,7 @@ class Autoencoder(keras.Model):
         self.optimizer.minimize(loss, self.phase_variables(), tape=tape)
         return self.track(terms)
 
+    @tf.autograph.experimental.do_not_convert
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The losses of a batch, uncorrupted, and the served reconstruction's MSE."""
         images, labels = data
