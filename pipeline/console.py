@@ -36,10 +36,13 @@ def quiet_streams(log_path: str, verbose: bool) -> Iterator[tuple[IO[str], IO[st
     os.makedirs(os.path.dirname(log_path), exist_ok=True)
     root = logging.getLogger()
     with open(log_path, "a", buffering=1, encoding="utf-8") as log:
-        handler = logging.StreamHandler(log)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers = [logging.StreamHandler(stream) for stream in [log] + [sys.stderr] * verbose]
+        for handler in handlers:
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+            )
         before = root.level, list(root.handlers)
-        root.handlers = [*(before[1] if verbose else []), handler]
+        root.handlers = list(handlers)
         root.setLevel(logging.INFO)
         try:
             if verbose:
@@ -206,6 +209,7 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
     else:
         for reason in result["refusals"]:
             console.print(f"not blessed, not pushed: {reason}", markup=False)
+        command = "train longer (--set trainer.epochs=N) or allow more (evaluator.* in docs)"
     console.print(f"log    {log_path}", markup=False)
     console.print(f"next   {command}", markup=False)
 
