@@ -118,9 +118,15 @@ def test_a_good_model_is_blessed_and_pushed_with_warm_up_requests(
 
 @pytest.mark.parametrize(
     ("broken", "problem"),
-    [("nan", "reconstruct: reconstruction has 6272 values that are not finite"),
-     (PLACE
-)  # fmt: skip
+    [
+        ("nan", "reconstruct: reconstruction has 6272 values that are not finite"),
+        pytest.param(
+            "shape",
+            "reconstruct: reconstruction has the shape [8, 28], not [8, 28, 28]",
+            marks=pytest.mark.e2e,
+        ),
+    ],
+)
 def test_a_model_with_bad_answers_is_not_blessed(
     tmp_path: pathlib.Path, validate: Validate, broken: str, problem: str
 ) -> None:
