@@ -63,7 +63,7 @@ $(VENV)/.complete: $(LOCK) pyproject.toml setup.py Makefile | $(UV)
 	@$(UV) venv --quiet --allow-existing --no-python-downloads --python $(PYTHON_VERSION) $(VENV) 2>/dev/null || { \
 	  echo "no Python $(PYTHON_VERSION) found; install one ('uv python install $(PYTHON_VERSION)', 'pyenv install $(PYTHON_VERSION)' or your system's package) and try again" >&2; exit 2; }
 	@echo "setting up $(VENV) from $(LOCK) (once; about a minute)" >&2
-	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes $(LOCK)
+	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK)
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
