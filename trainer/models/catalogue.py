@@ -201,7 +201,7 @@ _ENTRIES = (
             "collapses to black as in conv_mse, BCE does not. The tutorial's form: loss=mse."
         ),
         hyperparameters=hps.ConvDenoisingHyperparameters,
-        training=TrainingDefaults(epochs=12, batch_size=128, xla=False),
+        training=TrainingDefaults(epochs=12, batch_size=64, learning_rate=3e-3, xla=False),
         implementation="trainer.models.denoising:ConvDenoising",
         parameters=4_385,
         max_mse=0.04,
@@ -335,7 +335,7 @@ _ENTRIES = (
         source=KERAS_BLOG,
         correction="Called better than the dense models for a loss of .094; theirs is lower.",
         hyperparameters=hps.ConvHyperparameters,
-        training=TrainingDefaults(epochs=12, batch_size=128, xla=False),
+        training=TrainingDefaults(epochs=12, batch_size=128, learning_rate=2e-3, xla=False),
         implementation="trainer.models.conv:ConvAutoencoder",
         parameters=4_385,
         max_mse=0.035,

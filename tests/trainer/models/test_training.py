@@ -70,10 +70,10 @@ def test_an_image_depends_on_its_seed_alone(name: str, trained) -> None:
 
 def test_prior_samples_have_the_prior_s_deviation() -> None:
     seeds = tf.range(2_000, dtype=tf.int64)
-    codes = normal_of_seeds(seeds, 10, 2.0).numpy()
+    codes = tf.function(normal_of_seeds)(seeds, 10, 2.0).numpy()
     assert codes.std() == pytest.approx(2.0, rel=0.02)
     assert codes.mean() == pytest.approx(0.0, abs=0.05)
-    assert np.bincount(digits_of_seeds(seeds), minlength=10).min() > 150
+    assert np.bincount(tf.function(digits_of_seeds)(seeds), minlength=10).min() > 150
 
 
 def test_variational_codes_have_the_posterior_s_deviation() -> None:
