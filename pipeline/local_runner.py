@@ -44,8 +44,14 @@ class NodeListener(typing.Protocol):
         """A node has ended well, after ``seconds``, or from the cache."""
 
 
-class Silence(NodeListener):
-    """Shows nothing."""
+class Silence:
+    """A NodeListener that shows nothing."""
+
+    def started(self, node_id: str) -> None:
+        """See NodeListener."""
+
+    def finished(self, node_id: str, seconds: float, cached: bool) -> None:
+        """See NodeListener."""
 
 
 @dataclasses.dataclass(frozen=True)

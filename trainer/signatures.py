@@ -118,7 +118,7 @@ class ServedAutoencoder(tf.Module):
         return {contract.RECONSTRUCTION: self.model.decode(code)}
 
     def _decode_labelled(self, code: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {contract.RECONSTRUCTION: self.model.decode(code, label)}
+        return {contract.RECONSTRUCTION: self.model.decode(code, label)}  # type: ignore[call-arg]
 
     def _generate(self, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         return {contract.IMAGES: self.model.generate(seed)}
