@@ -200,7 +200,8 @@ class SupervisedAae(AdversarialAutoencoder):
             axis=1,
         )
         errors = tf.reduce_mean(
-            tf.math.squared_difference(images[:, tf.newaxis], candidates), axis=(2, 3)
+            tf.math.squared_difference(tf.cast(images, tf.float32)[:, tf.newaxis], candidates),
+            axis=(2, 3),
         )
         best = tf.argmin(errors, axis=1)
         return tf.gather(candidates, best, axis=1, batch_dims=1), best

@@ -133,7 +133,8 @@ class Stacked(Autoencoder):
         below = tf.stop_gradient(
             _through(self.encoder_layers[:k], tf.reshape(images, (-1, PIXELS)))
         )
-        output = self.decoder_layers[k](self.encoder_layers[k](below))
+        output = tf.cast(self.decoder_layers[k](self.encoder_layers[k](below)), tf.float32)
+        below = tf.cast(below, tf.float32)
         if k == 0:
             bce = tf.nn.sigmoid_cross_entropy_with_logits(labels=below, logits=output)
             return tf.reduce_mean(bce, axis=1)

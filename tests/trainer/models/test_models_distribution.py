@@ -42,4 +42,4 @@ def test_two_devices_train_the_same_model_of_every_family() -> None:
     for name in DETERMINISTIC:
         assert losses[name][1] == pytest.approx(losses[name][0], rel=2e-3), name
     for name in NOISY:
-        assert losses[name][1] == pytest.approx(losses[name][0], rel=0.05), name
+        assert losses[name][1] == pytest.approx(losses[name][0], rel=0.1), name

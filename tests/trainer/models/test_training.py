@@ -10,6 +10,7 @@ from trainer.models import CATALOGUE, build_model
 from trainer.models import hyperparameters as hps
 from trainer.models.catalogue import Ability, TrainingDefaults
 from trainer.models.generative import digits_of_seeds, normal_of_seeds
+from trainer.models.keras_api import keras
 from trainer.models.semi_supervised import distort_images
 from trainer.models.variational import Variational
 
@@ -256,3 +257,20 @@ def test_the_same_seed_trains_the_same_model(digits, fit) -> None:
 
     np.testing.assert_array_equal(weights(1), weights(1))
     assert np.abs(weights(1) - weights(2)).max() > 0.01
+
+
+MIXED = "stacked supervised_aae semi_supervised_aae conv_vae tied_denoising sparse best".split()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", MIXED)
+def test_trains_in_mixed_precision(name: str, digits, fit) -> None:
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = fit(build_model(name), digits, 10)
+        reconstruction = model(digits.test_images[:10])
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert reconstruction.dtype == tf.float32
+    assert np.isfinite(reconstruction).all()
+    assert all(v.dtype == tf.float32 for v in model.trainable_variables)
