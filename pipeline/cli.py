@@ -164,6 +164,8 @@ def _run_locked(args: argparse.Namespace, config: PipelineConfig, dataset: Datas
     from pipeline import console
     from pipeline.locking import new_run_id
 
+    # TFX's Beam executors read the command line as absl flags: -v would be theirs.
+    del sys.argv[1:]
     run_id = new_run_id()
     log_path = os.path.join(os.path.abspath(config.root), "logs", f"{run_id}.log")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

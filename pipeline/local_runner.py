@@ -119,6 +119,7 @@ def launch(ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener) -> li
             launch_node(ir, pipeline_node, deployment, connection)
             continue
         listener.started(node_id)
+        _logger.info("%s starts", node_id)
         started = time.monotonic()
         launch_node(ir, pipeline_node, deployment, connection)
         cached = _finished_from_cache(connection, run_id, node_id)

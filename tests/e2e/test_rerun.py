@@ -113,7 +113,7 @@ def test_unlabelled_images_run_without_slices(digits, tmp_path, cli):
     assert result["blessed"]
 
 
-def start_and_kill(trained_run, root, component, seconds=0.0):
+def start_and_kill(trained_run, root, component, seconds=0.1):
     """Starts the shared run in ``root`` and kills it when it comes to a component."""
     command = ["run", *trained_run.arguments, "--root", str(root), "-v"]
     process = subprocess.Popen(
@@ -124,7 +124,7 @@ def start_and_kill(trained_run, root, component, seconds=0.0):
     )  # fmt: skip
     reached = False
     for line in process.stderr:
-        if re.search(rf"Going to run a new execution: .*\b{component}\b", line):
+        if re.search(rf": {component} starts$", line):
             reached = True
             break
     time.sleep(seconds)

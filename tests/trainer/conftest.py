@@ -43,9 +43,7 @@ def training_files(tmp_path_factory, digits) -> str:
     for shard in range(2):
         rows = slice(shard * 1_000, (shard + 1) * 1_000)
         with tf.io.TFRecordWriter(str(folder / f"data-{shard}.gz"), "GZIP") as writer:
-            for example in example_gen.encode_examples(
-                images[rows].reshape(-1, 784), labels[rows]
-            ):
+            for example in example_gen.encode_examples(images[rows].reshape(-1, 784), labels[rows]):
                 writer.write(example)
     return str(folder / "*.gz")
 
@@ -68,7 +66,10 @@ def make_job(tmp_path, training_files, transform_savedmodel):
         folder = pathlib.Path(tmp_path) / name
         return run_fn.TrainingJob(
             model=model,
-            hyperparameters={**dataclasses.asdict(spec.hyperparameters()), **(hyperparameters or {})},
+            hyperparameters={
+                **dataclasses.asdict(spec.hyperparameters()),
+                **(hyperparameters or {}),
+            },
             options=run_fn.TrainingOptions(**values),
             train_files=(training_files,),
             transform_savedmodel=transform_savedmodel,

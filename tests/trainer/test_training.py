@@ -35,9 +35,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(make_job, monkeyp
     run_fn.train(whole)
 
     interrupted = make_job(model, "interrupted", epochs=5)
-    monkeypatch.setattr(
-        checkpoint.Checkpointer.__init__, "__kwdefaults__", {"min_seconds": 0.0}
-    )
+    monkeypatch.setattr(checkpoint.Checkpointer.__init__, "__kwdefaults__", {"min_seconds": 0.0})
     report = monitoring.Progress.on_epoch_begin
 
     def killed_in_the_last_phase(self, epoch, logs=None):
@@ -168,8 +166,7 @@ def test_two_workers_train_like_one(make_job):
     run_fn.train(one)
     hosts = [f"localhost:{portpicker.pick_unused_port()}" for _ in range(2)]
     jobs = [
-        make_job("simple", f"worker-{i}", strategy="multi_worker", batch_size=64)
-        for i in range(2)
+        make_job("simple", f"worker-{i}", strategy="multi_worker", batch_size=64) for i in range(2)
     ]
     run_workers(
         jobs,
