@@ -156,7 +156,7 @@ def assert_undisturbed(result, root, reference):
 
 def test_a_run_killed_while_training_is_repeated_as_if_undisturbed(trained_run, tmp_path, cli):
     root = tmp_path / "runs"
-    start_and_kill(trained_run, root, "Trainer", seconds=6)
+    start_and_kill(trained_run, root, "Trainer", seconds=2)
     result = run(cli, root, *trained_run.arguments)
     assert {"MnistExampleGen", "StatisticsGen", "Transform"} <= cached(result)
     assert_undisturbed(result, root, trained_run.result)
