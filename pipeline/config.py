@@ -279,6 +279,10 @@ def check_labels(config: PipelineConfig, labelled: int, where: str = "configurat
       UserError: Naming model and field.
     """
     wanted = getattr(config.model.hyperparameters, "labels", None) or 0
+    if config.model.spec.needs_labels and not labelled:
+        raise UserError(
+            f"{where}: model {config.model.name!r} learns from labels, and these images have none"
+        )
     if wanted > labelled:
         raise UserError(
             f"{where}: model {config.model.name!r}, model.labels: {wanted:,} labels wanted, "

@@ -134,3 +134,18 @@ def test_the_ready_made_configurations_are_valid():
     assert found
     for path in found:
         load(path=str(path))
+
+
+def test_more_labels_than_there_are_are_refused_by_model_and_field():
+    loaded = load("model=semi_supervised_aae", "model.labels=5000")
+    config.check_labels(loaded, 5_000)
+    with pytest.raises(UserError, match="'semi_supervised_aae', model.labels: 5,000.*4,275"):
+        config.check_labels(loaded, 4_275)
+    with pytest.raises(UserError, match="'supervised_aae' learns from labels"):
+        config.check_labels(load("model=supervised_aae"), 0)
+    config.check_labels(load("model=simple"), 0)
+
+
+def test_streaming_is_refused_where_labels_are_chosen_in_memory():
+    with pytest.raises(UserError, match="trainer.streaming"):
+        load("model=semi_supervised_aae", "trainer.streaming=true")
