@@ -135,7 +135,14 @@ CASES = (
     ),
     Case("mlp_2d", _below("mse", at3=0.0415)),
     Case("aae", (*_below("mse", at5=0.044), *_AAE_BARS)),
-    Case("supervised_aae", _below("mse", at2=0.0145)),
+    Case(
+        "supervised_aae",
+        (
+            *_below("mse", at2=0.0145),
+            Bar("code_stddev", ">=", 0.9),
+            Bar("code_stddev", "<=", 1.1),
+        ),
+    ),
     Case("semi_supervised_aae", (Bar("accuracy", ">=", 0.95),)),
     Case("simple", _below("bce", at10=0.100, at50=0.0935)),
     Case("sparse", (*_below("bce", at10=0.103, at100=0.095), Bar("active_share", ">=", 0.3))),
