@@ -14,6 +14,9 @@ import pytest
 
 from components.mnist_example_gen import datasets, idx
 
+# Before any test imports TensorFlow, whose C++ part reads it once.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 # The embedded 5,000 digits, and as much training as a blessing takes.
 SHARED_RUN = (
     "--model",
@@ -32,7 +35,6 @@ def _cache_folder(tmp_path_factory):
     """Keeps the user's cache out of the tests."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    patch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
     yield
     patch.undo()
 

@@ -120,6 +120,7 @@ def fit():
 # Enough for each to learn something that a broken model cannot, and no more.
 STEPS = {
     "best": 80,
+    "lstm": 400,
     "denoising": 60,
     "mlp_2d": 120,
     "aae": 120,
