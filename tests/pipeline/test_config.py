@@ -62,7 +62,10 @@ def test_beam_flags():
         ("trainer.epohcs=3", ["trainer.epohcs", "did you mean 'trainer.epochs'"]),
         ("modle=simple", ["'modle'", "did you mean 'model'"]),
         ("model=simpel", ["'simpel'", "did you mean 'simple'"]),
-        ("model.code=3", [f"model '{config.DEFAULT_MODEL}'", "model.code", "did you mean 'model.code_size'"]),
+        (
+            "model.code=3",
+            [f"model '{config.DEFAULT_MODEL}'", "model.code", "did you mean 'model.code_size'"],
+        ),
         ("model.code_size=-1", [f"model '{config.DEFAULT_MODEL}'", "model.code_size", "-1"]),
         ("model.code_size=1.5", ["model.code_size", "1.5"]),
         ("model.code_size=many", ["model.code_size", "'many'"]),
