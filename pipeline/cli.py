@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -162,6 +163,7 @@ def _labels_for_training(config: PipelineConfig, dataset: Dataset) -> int:
 
 def _run_locked(args: argparse.Namespace, config: PipelineConfig, dataset: Dataset) -> int:
     from pipeline import console
+    from pipeline.config import DEFAULT_ROOT
     from pipeline.locking import new_run_id
 
     # TFX's Beam executors read the command line as absl flags: -v would be theirs.
@@ -185,7 +187,8 @@ def _run_locked(args: argparse.Namespace, config: PipelineConfig, dataset: Datas
                 raise
         if args.json:
             print(json.dumps(result), file=out)
-        console.show_summary(err, result, log_path, f"{PROG} serve {config.servable}")
+        root = "" if config.root == DEFAULT_ROOT else f" --root {shlex.quote(config.root)}"
+        console.show_summary(err, result, log_path, f"{PROG} serve {config.servable}{root}")
     return 0
 
 
