@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline.continuous import cli as continuous_cli
 from serving import cli as serving_cli
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="print a JSON list")
     runs.set_defaults(run=_runs)
 
+    continuous_cli.register(commands, _add_config_arguments, load_config)
     serving_cli.register(commands)
     return parser
 

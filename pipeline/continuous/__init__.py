@@ -1,0 +1,1 @@
+"""Continuous retraining: spans in, decisions, runs, pushes, one after the other."""

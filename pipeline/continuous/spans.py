@@ -1,0 +1,424 @@
+"""Spans: numbered folders of new images, each published whole or not at all.
+
+``<root>/spans/span-N/version-V/`` holds IDX files in the canonical names (the
+train part and the part set aside for evaluation) and ``manifest.json``, which
+is written last: a folder without one is no span. A correction is a higher
+version of the same span. ``<root>/spans/golden/version-V/`` is the golden set,
+evaluation images only.
+
+Standard library and NumPy only: the watcher looks here at every wake-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from components.mnist_example_gen import idx
+from pipeline.errors import UserError
+
+SPANS = "spans"
+GOLDEN = "golden"
+MANIFEST = "manifest.json"
+# TFX resolves {SPAN} and {VERSION} by number.
+PATTERN = "span-{SPAN}/version-{VERSION}"
+DEFAULT_EVAL_FRACTION = 0.1
+MIN_IMAGES = 3
+
+_SPAN = re.compile(r"span-(\d+)")
+_VERSION = re.compile(r"version-(\d+)")
+_STAGING = ".staging-"
+_LOCK = ".lock"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a published span is.
+
+    Attributes:
+      span: Its number; -1 for the golden set.
+      version: 1, or higher for a correction.
+      count: Images in all.
+      train: Images to train on.
+      eval: Images set aside for evaluation, chosen by their content, so that
+        an image is on the same side in every span.
+      labelled: Whether there are labels.
+      label_counts: Images by digit; empty without labels.
+      digest: SHA-256 over the images and labels, whatever their order.
+      time: When it was published, ISO 8601 in UTC.
+      source: ``kind`` (idx, png, numpy, served) and where it came from.
+      format: Of this file.
+    """
+
+    span: int
+    version: int
+    count: int
+    train: int
+    eval: int
+    labelled: bool
+    label_counts: tuple[int, ...]
+    digest: str
+    time: str
+    source: dict[str, str]
+    format: int = _FORMAT
+
+    @property
+    def key(self) -> str:
+        """``N.V``: span and version."""
+        return f"{self.span}.{self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What :func:`publish` did.
+
+    Attributes:
+      manifest: Of the span that holds the images now.
+      folder: Where it is.
+      duplicate: Whether it was there before; nothing was written then.
+    """
+
+    manifest: Manifest
+    folder: pathlib.Path
+    duplicate: bool
+
+
+def folder_of(root: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of the spans of a root, absolute."""
+    return pathlib.Path(os.path.abspath(root)) / SPANS
+
+
+def version_folder(root: str | os.PathLike[str], span: int, version: int) -> pathlib.Path:
+    """The folder of a version of a span, as it is named on the disk."""
+    for number, place in _numbered(folder_of(root), _SPAN):
+        if number == span:
+            for found, folder in _numbered(place, _VERSION):
+                if found == version:
+                    return folder
+    return folder_of(root) / f"span-{span}" / f"version-{version}"
+
+
+def scan(root: str | os.PathLike[str]) -> list[Manifest]:
+    """Every published version of every span, in numeric order."""
+    found = []
+    for span, place in _numbered(folder_of(root), _SPAN):
+        for version, folder in _numbered(place, _VERSION):
+            manifest = _read_manifest(folder)
+            if manifest is not None:
+                found.append(dataclasses.replace(manifest, span=span, version=version))
+    return sorted(found, key=lambda m: (m.span, m.version))
+
+
+def newest_versions(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Of each span the highest version, in numeric order."""
+    newest = {m.span: m for m in sorted(manifests, key=lambda m: (m.span, m.version))}
+    return [newest[span] for span in sorted(newest)]
+
+
+def gaps(manifests: Sequence[Manifest]) -> list[int]:
+    """The numbers that are missing between the first span and the last."""
+    numbers = {m.span for m in manifests}
+    return [n for n in range(min(numbers), max(numbers)) if n not in numbers] if numbers else []
+
+
+def unpublished(root: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Version folders without a readable manifest: half made by another tool, or damaged."""
+    return [
+        folder
+        for _, place in _numbered(folder_of(root), _SPAN)
+        for _, folder in _numbered(place, _VERSION)
+        if _read_manifest(folder) is None
+    ]
+
+
+def golden(root: str | os.PathLike[str]) -> tuple[Manifest, pathlib.Path] | None:
+    """The newest version of the golden set and its folder, or None."""
+    found = [
+        (manifest, folder)
+        for _, folder in _numbered(folder_of(root) / GOLDEN, _VERSION)
+        if (manifest := _read_manifest(folder)) is not None
+    ]
+    return found[-1] if found else None
+
+
+def publish(
+    root: str | os.PathLike[str],
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    source: dict[str, str],
+    span: int | None = None,
+    eval_fraction: float = DEFAULT_EVAL_FRACTION,
+) -> Published:
+    """Publishes images as a span, or as the next version of one.
+
+    Args:
+      root: Where all runs are.
+      images: uint8 [n, 28, 28].
+      labels: uint8 [n], or None where unknown.
+      source: For the manifest.
+      span: Its number; None is one above the highest.
+      eval_fraction: Part that is set aside for evaluation.
+
+    Returns:
+      The new span, or the one that holds the same images and labels already.
+
+    Raises:
+      UserError: Too few images, or the folder cannot be written; nothing is
+        published then.
+    """
+    if len(images) < MIN_IMAGES:
+        raise UserError(f"{len(images)} image(s): a span needs at least {MIN_IMAGES}")
+    digests = image_digests(images, labels)
+    digest = set_digest(digests)
+    with _writing(root) as base:
+        known = scan(root)
+        newest = newest_versions(known)
+        for manifest in newest:
+            if manifest.digest == digest:
+                return Published(
+                    manifest, version_folder(root, manifest.span, manifest.version), True
+                )
+        if span is None:
+            taken = [number for number, _ in _numbered(base, _SPAN)]
+            span = max(taken, default=0) + 1
+        place = _existing(base, _SPAN, span) or base / f"span-{span}"
+        version = max((n for n, _ in _numbered(place, _VERSION)), default=0) + 1
+        held_out = _held_out(image_digests(images, None), eval_fraction)
+        parts = {"train": ~held_out, "eval": held_out}
+        manifest = _manifest(span, version, images, labels, parts, digest, source)
+        folder = _write(base, place / f"version-{version}", images, labels, parts, manifest)
+    return Published(manifest, folder, False)
+
+
+def publish_golden(
+    root: str | os.PathLike[str],
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    source: dict[str, str],
+) -> Published:
+    """Publishes the golden set, or a new version of it; see :func:`publish`."""
+    if not len(images):
+        raise UserError("the golden set needs at least 1 image")
+    digest = set_digest(image_digests(images, labels))
+    with _writing(root) as base:
+        known = golden(root)
+        if known is not None and known[0].digest == digest:
+            return Published(*known, duplicate=True)
+        version = known[0].version + 1 if known is not None else 1
+        parts = {"eval": np.ones(len(images), bool)}
+        manifest = _manifest(-1, version, images, labels, parts, digest, source)
+        folder = _write(base, base / GOLDEN / f"version-{version}", images, labels, parts, manifest)
+    return Published(manifest, folder, False)
+
+
+def check(folder: pathlib.Path, manifest: Manifest) -> None:
+    """Reads a published version whole and compares it with its manifest.
+
+    Raises:
+      idx.DataError: A file is missing, damaged or not what was published.
+    """
+    images, labels = [], []
+    for split, prefix in idx.SPLIT_PREFIXES.items():
+        if not getattr(manifest, split):
+            continue
+        matches = [str(p) for p in sorted(folder.glob(f"{prefix}-*"))]
+        files = idx.find_split_files(matches, where=f"{folder} ({prefix}-*)")
+        idx.check_split(files)
+        images.append(read_images(files.images))
+        if files.labels is not None:
+            labels.append(read_labels(files.labels))
+    if bool(labels) != manifest.labelled:
+        raise idx.DataError(f"{folder}: the files of labels do not fit {MANIFEST}")
+    digests = image_digests(np.concatenate(images), np.concatenate(labels) if labels else None)
+    if set_digest(digests) != manifest.digest:
+        raise idx.DataError(
+            f"{folder}: not what was published (the digest in {MANIFEST} is "
+            f"{manifest.digest[:12]}); ingest it again as a new version"
+        )
+
+
+def read_images(path: str) -> np.ndarray:
+    """All images of an IDX file, uint8 [n, 28, 28]."""
+    if not idx.count_images(path):
+        raise idx.DataError(f"{path}: holds no images")
+    return np.concatenate(list(idx.read_images(path))).reshape(-1, idx.SIDE, idx.SIDE)
+
+
+def read_labels(path: str) -> np.ndarray:
+    """All labels of an IDX file, uint8 [n]."""
+    return np.concatenate([np.zeros(0, np.uint8), *idx.read_labels(path)])
+
+
+def image_digests(images: np.ndarray, labels: np.ndarray | None) -> list[bytes]:
+    """16 bytes an image, of its pixels and its label where there is one."""
+    rows = np.ascontiguousarray(images, np.uint8).reshape(len(images), -1)
+    if labels is None:
+        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    return [
+        hashlib.blake2b(row.data, digest_size=16, salt=b"%d" % label).digest()
+        for row, label in zip(rows, labels)
+    ]
+
+
+def set_digest(digests: Sequence[bytes]) -> str:
+    """One digest of a set, whatever the order of its images."""
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def sync_write(path: pathlib.Path, data: bytes) -> None:
+    """Replaces a file in one step, and has it on the disk when it returns."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _held_out(digests: Sequence[bytes], fraction: float) -> np.ndarray:
+    """Which images are set aside: bool [n], at least one of each kind."""
+    position = np.array([int.from_bytes(d[:8], "big") / 2**64 for d in digests])
+    chosen = position < fraction
+    if not chosen.any():
+        chosen[np.argmin(position)] = True
+    if chosen.sum() > len(chosen) - 2:
+        chosen[:] = False
+        chosen[np.argmin(position)] = True
+    return chosen
+
+
+def _manifest(
+    span: int,
+    version: int,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    parts: dict[str, np.ndarray],
+    digest: str,
+    source: dict[str, str],
+) -> Manifest:
+    counts = () if labels is None else np.bincount(labels, minlength=idx.MAX_LABEL + 1)
+    return Manifest(
+        span=span,
+        version=version,
+        count=len(images),
+        train=int(parts["train"].sum()) if "train" in parts else 0,
+        eval=int(parts["eval"].sum()),
+        labelled=labels is not None,
+        label_counts=tuple(int(c) for c in counts),
+        digest=digest,
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+        source=source,
+    )
+
+
+def _write(
+    base: pathlib.Path,
+    target: pathlib.Path,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    parts: dict[str, np.ndarray],
+    manifest: Manifest,
+) -> pathlib.Path:
+    """Writes beside the spans, then renames: readers see all of it or nothing."""
+    staging = base / f"{_STAGING}{uuid.uuid4().hex}"
+    staging.mkdir()
+    try:
+        for split, rows in parts.items():
+            prefix = idx.SPLIT_PREFIXES[split]
+            _write_idx(staging / f"{prefix}-{idx.IMAGES}", images[rows])
+            if labels is not None:
+                _write_idx(staging / f"{prefix}-{idx.LABELS}", labels[rows])
+        text = json.dumps(dataclasses.asdict(manifest), indent=2)
+        sync_write(staging / MANIFEST, text.encode())
+        target.parent.mkdir(exist_ok=True)
+        os.rename(staging, target)
+        _sync_folder(target.parent)
+        _sync_folder(base)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # only where it is empty
+        raise
+    return target
+
+
+def _write_idx(path: pathlib.Path, values: np.ndarray) -> None:
+    idx.write_idx(str(path), values)
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+
+
+def _sync_folder(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _writing(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """The folder of the spans, made and locked against other ingestions.
+
+    Raises:
+      UserError: What failed inside, where it was the disk's fault.
+    """
+    base = folder_of(root)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with open(base / _LOCK, "a+", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for name in os.listdir(base):
+                if name.startswith(_STAGING):
+                    # Left by an ingestion that was killed: the lock keeps others out.
+                    shutil.rmtree(base / name, ignore_errors=True)
+            yield base
+    except OSError as e:
+        raise UserError(
+            f"{base}: the span cannot be written ({e.strerror}); nothing was published"
+        ) from None
+
+
+def _numbered(folder: pathlib.Path, pattern: re.Pattern[str]) -> list[tuple[int, pathlib.Path]]:
+    """The children whose names fit ``pattern``, in numeric order."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((int(m[1]), folder / m[0]) for name in names if (m := pattern.fullmatch(name)))
+
+
+def _existing(base: pathlib.Path, pattern: re.Pattern[str], number: int) -> pathlib.Path | None:
+    return next((path for found, path in _numbered(base, pattern) if found == number), None)
+
+
+def _read_manifest(folder: pathlib.Path) -> Manifest | None:
+    try:
+        values: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        known = {field.name for field in dataclasses.fields(Manifest)}
+        values = {key: value for key, value in values.items() if key in known}
+        values["label_counts"] = tuple(values["label_counts"])
+        return Manifest(**values)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
