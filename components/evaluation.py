@@ -87,7 +87,12 @@ metric_types.register_metric(MeanOutput)
 
 
 def eval_config(
-    *, max_mse: float, max_increase: float, use_baseline: bool, by_label: bool
+    *,
+    max_mse: float,
+    max_increase: float,
+    use_baseline: bool,
+    by_label: bool,
+    max_digit_increase: float | None = None,
 ) -> tfma.EvalConfig:
     """The Evaluator's configuration.
 
@@ -98,17 +103,14 @@ def eval_config(
       use_baseline: Whether there may be a baseline; without a blessed one the
         comparison is left out.
       by_label: Whether to slice by digit.
+      max_digit_increase: As ``max_increase``, for every digit; None sets no
+        limit on digits.
     """
     mse_threshold = tfma.MetricThreshold(
         value_threshold=tfma.GenericValueThreshold(upper_bound={"value": max_mse})
     )
     if use_baseline:
-        mse_threshold.change_threshold.CopyFrom(
-            tfma.GenericChangeThreshold(
-                relative={"value": max_increase},
-                direction=tfma.MetricDirection.LOWER_IS_BETTER,
-            )
-        )
+        mse_threshold.change_threshold.CopyFrom(_no_worse_by(max_increase))
     metrics = [tfma.MetricConfig(class_name="ExampleCount")]
     for loss in LOSSES:
         metric = tfma.MetricConfig(
@@ -122,6 +124,15 @@ def eval_config(
                     slicing_specs=[tfma.SlicingSpec()], threshold=mse_threshold
                 )
             )
+            if max_digit_increase is not None and use_baseline and by_label:
+                metric.per_slice_thresholds.append(
+                    tfma.PerSliceMetricThreshold(
+                        slicing_specs=[tfma.SlicingSpec(feature_keys=[features.LABEL])],
+                        threshold=tfma.MetricThreshold(
+                            change_threshold=_no_worse_by(max_digit_increase)
+                        ),
+                    )
+                )
         metrics.append(metric)
     specs = [tfma.ModelSpec(name=CANDIDATE, signature_name=contract.EVALUATE)]
     if use_baseline:
@@ -133,4 +144,10 @@ def eval_config(
         slices.append(tfma.SlicingSpec(feature_keys=[features.LABEL]))
     return tfma.EvalConfig(
         model_specs=specs, slicing_specs=slices, metrics_specs=[tfma.MetricsSpec(metrics=metrics)]
+    )
+
+
+def _no_worse_by(increase: float) -> tfma.GenericChangeThreshold:
+    return tfma.GenericChangeThreshold(
+        relative={"value": increase}, direction=tfma.MetricDirection.LOWER_IS_BETTER
     )

@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="print a JSON list")
     runs.set_defaults(run=_runs)
 
-    continuous_cli.register(commands, _add_config_arguments, load_config)
+    continuous_cli.register(commands, _add_config_arguments, config_source)
     serving_cli.register(commands)
     return parser
 
@@ -111,6 +111,11 @@ def load_config(args: argparse.Namespace) -> PipelineConfig:
     """The configuration that the arguments describe."""
     from pipeline import config
 
+    return config.load(*config_source(args))
+
+
+def config_source(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The file and the assignments that the arguments describe, for ``config.load``."""
     assignments = []
     for key in ("model", "dataset", "data_dir"):
         value = getattr(args, key, None)
@@ -126,7 +131,7 @@ def load_config(args: argparse.Namespace) -> PipelineConfig:
         assignments.append("tuner.enabled=true")
     assignments += getattr(args, "set", [])
     assignments += [f"beam.{option.lstrip('-')}" for option in getattr(args, "beam", [])]
-    return config.load(getattr(args, "config", None), assignments)
+    return getattr(args, "config", None), assignments
 
 
 def find_dataset(name: str, data_dir: str | None, **options: Any) -> Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -146,6 +147,76 @@ class PusherConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ContinuousConfig:
+    """How ``mnist-ae watch`` retrains when spans of new images come in.
+
+    Attributes:
+      window: How many spans a training sees, the newest included.
+      warm_epochs: Epochs of a training that starts from the serving model;
+        None is a third of ``trainer.epochs``.
+      warm_learning_rate: Its learning rate; None is half of
+        ``trainer.learning_rate``.
+      max_distance: Jensen-Shannon distance (0 to 1, the worst of the pixel
+        statistics) from the window, or from the golden set, above which a span
+        is too strange.
+      max_code_distance: The same for the mean over the code's dimensions.
+      max_error_ratio: How many times the window's reconstruction errors (median
+        and 90th percentile, by the serving model) the span's may be.
+      skip_overlap: Part of a span's images that the window has already, from
+        which on there is nothing new to train on.
+      skip_distance: A span whose distances are all below is skipped, too; 0
+        trains on every new one.
+      max_span_increase: How much worse than the serving model on the newest
+        span, relative to it.
+      max_golden_increase: How much worse on the golden set than the best model
+        so far.
+      max_digit_increase: How much worse than the serving model on any one digit
+        of the golden set.
+      max_span_digit_increase: As above, of the newest span, which is smaller.
+      harmful_increase: A span whose candidate is that much worse on the golden
+        set is left out of later windows.
+      tries: Tries of a span before it is set aside.
+      retry_seconds: Pause before the second try; doubled for each further one.
+      keep_runs: Runs whose artifacts stay on the disk; of older ones the
+        lineage alone is kept. 0 keeps all.
+      keep_versions: Pushed versions that stay, beside those with a label.
+      notify_command: Run at every notable event, which it gets as JSON on stdin.
+      notify_url: Gets the event as a JSON POST.
+      soak_seconds: How long a canary is compared before it is promoted.
+      soak_checks: Comparisons within that time.
+      soak_tolerance: How much higher the canary's served errors may be.
+      sample_images: Sampled requests that make a span.
+      max_served_ratio: Served errors, relative to the golden set's, that make a
+        span of the sampled requests early.
+    """
+
+    window: PositiveInt = 4
+    warm_epochs: PositiveInt | None = None
+    warm_learning_rate: PositiveFloat | None = None
+    max_distance: Fraction = 0.3
+    max_code_distance: Fraction = 0.4
+    max_error_ratio: PositiveFloat = 2.0
+    skip_overlap: Fraction = 0.98
+    skip_distance: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.0
+    max_span_increase: Annotated[float, annotated_types.Ge(0)] = 0.05
+    max_golden_increase: Annotated[float, annotated_types.Ge(0)] = 0.0
+    max_digit_increase: Annotated[float, annotated_types.Ge(0)] = 0.1
+    max_span_digit_increase: Annotated[float, annotated_types.Ge(0)] = 0.3
+    harmful_increase: Annotated[float, annotated_types.Ge(0)] = 0.05
+    tries: PositiveInt = 3
+    retry_seconds: Annotated[float, annotated_types.Ge(0)] = 10.0
+    keep_runs: Count = 10
+    keep_versions: PositiveInt = 5
+    notify_command: str | None = None
+    notify_url: Annotated[str, pydantic.Field(pattern=r"^https?://")] | None = None
+    soak_seconds: Annotated[float, annotated_types.Ge(0)] = 600.0
+    soak_checks: PositiveInt = 5
+    soak_tolerance: Annotated[float, annotated_types.Ge(0)] = 0.05
+    sample_images: PositiveInt = 1_000
+    max_served_ratio: PositiveFloat = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelChoice:
     """The selected model.
 
@@ -183,6 +254,7 @@ class PipelineConfig:
       validator: What it must show before it is pushed.
       pusher: Where models are served from.
       beam: Beam's pipeline options, by name.
+      continuous: How spans of new images are trained on.
     """
 
     name: str = "mnist-autoencoder"
@@ -196,6 +268,7 @@ class PipelineConfig:
     validator: ValidatorConfig = ValidatorConfig()
     pusher: PusherConfig = PusherConfig()
     beam: dict[str, BeamValue] = dataclasses.field(default_factory=dict)
+    continuous: ContinuousConfig = ContinuousConfig()
 
     @property
     def servable(self) -> str:
@@ -214,6 +287,14 @@ class PipelineConfig:
             if values[key] is None:
                 values[key] = getattr(defaults, key)
         return values
+
+    def warm_options(self) -> dict[str, Any]:
+        """What of :meth:`training_options` is another in a warm start."""
+        options, own = self.training_options(), self.continuous
+        return {
+            "epochs": own.warm_epochs or max(1, math.ceil(options["epochs"] / 3)),
+            "learning_rate": own.warm_learning_rate or options["learning_rate"] / 2,
+        }
 
     def max_mse(self) -> float:
         """The absolute bound on the mean MSE."""

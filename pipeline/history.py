@@ -40,7 +40,8 @@ class RunRecord:
     Attributes:
       run_id: Its identifier, sortable by time.
       started: Local time of the first component.
-      state: ``complete``, ``failed`` or ``running``.
+      state: ``complete``, ``failed``, ``running``, or ``stopped`` where a span
+        was not trained on.
       components: In the order they ran.
       properties: Custom properties of its RunReport; empty where it has none.
       report_uri: Folder of its RunReport, or None.
@@ -130,6 +131,8 @@ def _record(
         state = "failed"
     elif all(s in FINISHED for s in states) and reports:
         state = "complete"
+    elif any(_stopped(a) for a in _outputs(store, executions, "DriftReport")):
+        state = "stopped"
     else:
         state = "running"
     push = pushes[-1].custom_properties if pushes else None
@@ -162,6 +165,22 @@ def _node_id(store: metadata_store.MetadataStore, execution: metadata_store_pb2.
         if context.type == _NODE_CONTEXT:
             return context.name.split(".", 1)[1]
     return execution.type.rsplit(".", 1)[-1]
+
+
+def _stopped(drift: metadata_store_pb2.Artifact) -> bool:
+    properties = drift.custom_properties
+    return properties["verdict"].string_value != "train" or bool(properties["coalesced"].int_value)
+
+
+def outputs_of_run(
+    store: metadata_store.MetadataStore, run_id: str, type_name: str
+) -> list[metadata_store_pb2.Artifact]:
+    """The artifacts of a type that a run made or took from the cache, oldest first."""
+    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
+    if context is None:
+        return []
+    executions = store.get_executions_by_context(context.id)
+    return sorted(_outputs(store, executions, type_name), key=lambda artifact: artifact.id)
 
 
 def _values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
@@ -88,7 +89,7 @@ def run(
     """
     run_id = run_id or new_run_id()
     listener = listener or Silence()
-    _recover(config)
+    recover(config)
     labelled = all(split.labelled for split in dataset.splits.values())
     pipeline = create_pipeline(config, data_folder=dataset.folder, labelled=labelled)
     ir = compiler.Compiler().compile(pipeline)
@@ -96,8 +97,19 @@ def run(
     return result(config, run_id, timings)
 
 
-def launch(ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener) -> list[NodeTiming]:
+def launch(
+    ir: pipeline_pb2.Pipeline,
+    run_id: str,
+    listener: NodeListener,
+    until: Callable[[str], bool] = lambda node_id: False,
+) -> list[NodeTiming]:
     """Launches every node of a compiled pipeline in order.
+
+    Args:
+      ir: The pipeline.
+      run_id: Of the run.
+      listener: Told what happens.
+      until: Called after every component; where it says yes, the rest is left out.
 
     Returns:
       How long each component took. Resolvers are left out: they only look
@@ -117,6 +129,7 @@ def launch(ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener) -> li
         node_id = pipeline_node.node_info.id
         if pipeline_node.node_info.type.name == _RESOLVER_TYPE:
             launch_node(ir, pipeline_node, deployment, connection)
+            _finished_from_cache(connection, run_id, node_id)
             continue
         listener.started(node_id)
         _logger.info("%s starts", node_id)
@@ -126,6 +139,8 @@ def launch(ir: pipeline_pb2.Pipeline, run_id: str, listener: NodeListener) -> li
         timing = NodeTiming(node_id, time.monotonic() - started, cached)
         timings.append(timing)
         listener.finished(node_id, timing.seconds, cached)
+        if until(node_id):
+            break
     return timings
 
 
@@ -154,7 +169,7 @@ def launch_node(
         if hasattr(e, "exit_code"):
             raise
         _logger.exception("%s failed", node_id)
-        if _is_disk_full(e):
+        if is_disk_full(e):
             raise UserError(
                 f"{node_id} failed: no space left on the disk; free some and run the same "
                 "command again"
@@ -191,7 +206,7 @@ def _finished_from_cache(
     return execution.last_known_state == metadata_store_pb2.Execution.CACHED
 
 
-def _recover(config: PipelineConfig) -> None:
+def recover(config: PipelineConfig) -> None:
     """Puts right what a killed run left behind."""
     path = metadata_path(config)
     if not os.path.exists(path):
@@ -207,7 +222,8 @@ def _recover(config: PipelineConfig) -> None:
         shutil.rmtree(uri, ignore_errors=True)
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that no space is left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return True

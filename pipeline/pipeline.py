@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow_data_validation as tfdv
 from ml_metadata.proto import metadata_store_pb2
@@ -30,6 +30,9 @@ from components.report.component import RunReport
 from components.serving_validator.component import ServingValidator
 from pipeline.config import BeamValue, PipelineConfig
 
+if TYPE_CHECKING:
+    from pipeline.continuous.graph import SpanRun
+
 _PACKAGES = ("components", "trainer")
 
 # Beam's in-memory runner with one worker: for data of this size the start-up
@@ -48,6 +51,7 @@ def create_pipeline(
     labelled: bool = True,
     metadata_connection: metadata_store_pb2.ConnectionConfig | None = None,
     pipeline_root: str | None = None,
+    span: SpanRun | None = None,
 ) -> pipeline.Pipeline:
     """Wires the pipeline, for every way of running it.
 
@@ -58,18 +62,28 @@ def create_pipeline(
       metadata_connection: ML Metadata store; SQLite under ``config.root`` when
         None.
       pipeline_root: Where artifacts go; under ``config.root`` when None.
+      span: The new span that a continuous run is about; ``data_folder`` is then
+        the folder of the spans.
 
     Returns:
       A TFX pipeline whose nodes are in topological order.
     """
-    root = os.path.abspath(config.root)
+    if span is not None:
+        from pipeline.continuous.graph import span_nodes
+
+        return _assemble(
+            config,
+            span_nodes(config, span, spans_folder=data_folder, labelled=labelled),
+            metadata_connection,
+            pipeline_root,
+        )
     example_gen = MnistExampleGen(input_base=data_folder, keep_labels=config.data.kept())
     schema = ImportSchemaGen(schema_file=str(features.SCHEMA_FILE))
     # TFX's cache knows inputs and parameters but neither code nor the content of
     # the schema file: stamped on what comes first, an edit is never answered
     # from the cache.
-    _stamp(example_gen.outputs["examples"], code=code_digest())
-    _stamp(schema.outputs["schema"], digest=_digest([features.SCHEMA_FILE]))
+    stamp(example_gen.outputs["examples"], code=code_digest())
+    stamp(schema.outputs["schema"], digest=digest_of([features.SCHEMA_FILE]))
     examples = example_gen.outputs["examples"]
     statistics = StatisticsGen(
         examples=examples,
@@ -109,7 +123,7 @@ def create_pipeline(
         schema=schema.outputs["schema"],
         custom_config=trainer_config(config),
     )
-    _stamp(trainer.outputs["model"], **{baseline.SERVABLE_PROPERTY: config.servable})
+    stamp(trainer.outputs["model"], **{baseline.SERVABLE_PROPERTY: config.servable})
     resolver = baseline.baseline_resolver(trainer.outputs["model"])
     evaluator = Evaluator(
         examples=examples,
@@ -158,9 +172,18 @@ def create_pipeline(
     if config.evaluator.baseline:
         nodes.append(resolver)
     nodes += [evaluator, validator_of_serving, pusher, report]
+    return _assemble(config, nodes, metadata_connection, pipeline_root)
+
+
+def _assemble(
+    config: PipelineConfig,
+    nodes: list[Any],
+    metadata_connection: metadata_store_pb2.ConnectionConfig | None,
+    pipeline_root: str | None,
+) -> pipeline.Pipeline:
     return pipeline.Pipeline(
         pipeline_name=config.name,
-        pipeline_root=pipeline_root or os.path.join(root, "pipeline"),
+        pipeline_root=pipeline_root or os.path.join(os.path.abspath(config.root), "pipeline"),
         components=nodes,
         enable_cache=config.cache,
         metadata_connection_config=metadata_connection
@@ -206,10 +229,11 @@ def tuner_config(config: PipelineConfig) -> dict[str, int]:
 def code_digest() -> str:
     """Tells versions of the components' code apart."""
     base = pathlib.Path(__file__).parent.parent
-    return _digest(sorted(path for name in _PACKAGES for path in (base / name).rglob("*.py")))
+    return digest_of(sorted(path for name in _PACKAGES for path in (base / name).rglob("*.py")))
 
 
-def _digest(paths: Iterable[pathlib.Path]) -> str:
+def digest_of(paths: Iterable[pathlib.Path]) -> str:
+    """Tells contents of files apart."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
@@ -217,6 +241,6 @@ def _digest(paths: Iterable[pathlib.Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stamp(channel: Any, **properties: str) -> None:
+def stamp(channel: Any, **properties: str) -> None:
     """Gives the artifacts of a channel custom properties; they count for the cache."""
     channel.additional_custom_properties = {**channel.additional_custom_properties, **properties}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer import data, monitoring, signatures, strategy
+from trainer import data, monitoring, signatures, strategy, warm_start
 from trainer.checkpoint import Checkpointer
 from trainer.models import Hyperparameters, TrainingDefaults, build_model, get_model_spec
 from trainer.models.base import Autoencoder, per_image_mse
@@ -81,6 +82,7 @@ class TrainingJob:
       log_dir: Where TensorBoard logs and ``training.json`` go.
       checkpoint_root: Where checkpoints of interrupted trainings are kept.
       facts: What else the model's metadata should say.
+      base_model: Folder of the SavedModel to start from; "" starts afresh.
     """
 
     model: str
@@ -92,6 +94,7 @@ class TrainingJob:
     log_dir: str
     checkpoint_root: str
     facts: dict[str, Any]
+    base_model: str = ""
 
     def digest(self) -> str:
         """Tells trainings apart by all that decides their result."""
@@ -118,20 +121,24 @@ def run_fn(fn_args: Any) -> None:
 
     Args:
       fn_args: TFX's ``FnArgs``. ``custom_config`` holds ``model``,
-        ``hyperparameters``, ``options`` and ``facts`` (see TrainingJob).
+        ``hyperparameters``, ``options`` and ``facts`` (see TrainingJob), and
+        ``warm``: the options that are others when there is a ``base_model``.
     """
     config = fn_args.custom_config
+    base_model = fn_args.base_model or ""
+    options = {**config["options"], **(config.get("warm", {}) if base_model else {})}
     output_root = os.path.dirname(os.path.dirname(fn_args.model_run_dir.rstrip("/")))
     job = TrainingJob(
         model=config["model"],
         hyperparameters=config["hyperparameters"],
-        options=TrainingOptions(**config["options"]),
+        options=TrainingOptions(**options),
         train_files=tuple(fn_args.train_files),
         transform_savedmodel=os.path.join(fn_args.transform_graph_path, "transform_fn"),
         model_dir=fn_args.serving_model_dir,
         log_dir=fn_args.model_run_dir,
         checkpoint_root=os.path.join(output_root, "checkpoints"),
         facts=config.get("facts", {}),
+        base_model=base_model,
     )
     if fn_args.hyperparameters:
         from trainer import tuner_fn
@@ -152,6 +159,7 @@ class _Session:
     validation: data.Examples
     preprocess: data.Preprocessor
     distribution: tf.distribute.Strategy
+    restored: int = 0
 
 
 def _prepare(job: TrainingJob) -> _Session:
@@ -162,8 +170,11 @@ def _prepare(job: TrainingJob) -> _Session:
     preprocess = data.Preprocessor(job.transform_savedmodel)
     with distribution.scope():
         model = build_model(job.model, _hyperparameters(job), seed=options.seed)
+        restored = 0
+        if job.base_model:
+            restored = warm_start.restore(model, job.model, job.base_model)
     training, validation = _load(job, model)
-    return _Session(model, training, validation, preprocess, distribution)
+    return _Session(model, training, validation, preprocess, distribution, restored)
 
 
 def _load(
@@ -240,8 +251,11 @@ def _export(
         "training_images": len(session.training),
         "validation_images": len(session.validation),
     }
+    if job.base_model:
+        facts["warm_start"] = {"model": job.base_model, "restored": session.restored}
     served = signatures.ServedAutoencoder(model, session.preprocess, threshold)
     signatures.export(served, get_model_spec(job.model), job.model_dir, facts=facts)
+    warm_start.save(model, job.model, job.model_dir)
     summary = {
         **timing,
         "epochs": len(history),
@@ -268,6 +282,9 @@ def _fit(
     batch_size = min(options.batch_size, max(1, len(training) // replicas))
     steps = data.steps_per_epoch(len(training), batch_size, replicas)
     phases = model.phases(options.epochs)
+    if job.base_model:
+        # What comes before the model as a whole is trained is in its weights already.
+        phases = tuple(itertools.dropwhile(lambda phase: not phase.main, phases))
     pictures = next(iter(data.evaluation_batches(validation, preprocess)))[0]
     checkpointer.set_model(model)
     checkpointer.restore_progress()

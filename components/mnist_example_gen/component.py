@@ -29,6 +29,7 @@ class MnistExampleGen(example_gen.FileBasedExampleGen):
         pattern: str = "",
         keep_labels: Sequence[int] | None = None,
         range_config: range_config_pb2.RangeConfig | None = None,
+        splits: Sequence[str] = (features.TRAIN_SPLIT, features.EVAL_SPLIT),
     ):
         """Makes the component.
 
@@ -38,8 +39,9 @@ class MnistExampleGen(example_gen.FileBasedExampleGen):
           keep_labels: Digits to keep; None keeps all. The others of the eval
             files become the split ``held_out``.
           range_config: Which spans are considered; the latest when None.
+          splits: Which of the two the folder holds.
         """
-        splits = [
+        inputs = [
             example_gen_pb2.Input.Split(
                 name=name, pattern=(f"{pattern}/" if pattern else "") + f"{prefix}-*"
             )
@@ -47,6 +49,7 @@ class MnistExampleGen(example_gen.FileBasedExampleGen):
                 (features.TRAIN_SPLIT, idx.SPLIT_PREFIXES["train"]),
                 (features.EVAL_SPLIT, idx.SPLIT_PREFIXES["eval"]),
             )
+            if name in splits
         ]
         custom_config = None
         if keep_labels is not None:
@@ -57,7 +60,9 @@ class MnistExampleGen(example_gen.FileBasedExampleGen):
             custom_config = example_gen_pb2.CustomConfig(custom_config=packed)
         super().__init__(
             input_base=input_base,
-            input_config=example_gen_pb2.Input(splits=splits),
+            input_config=example_gen_pb2.Input(splits=inputs),
+            # What goes in comes out: TFX would split an only input by hash.
+            output_config=example_gen_pb2.Output(),
             custom_config=custom_config,
             range_config=range_config,
         )

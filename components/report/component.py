@@ -81,18 +81,20 @@ def refusals(path: str) -> list[str]:
     reasons = []
     result = tfma.load_validation_result(path)
     for per_slice in result.metric_validations_per_slice:
+        digits = [key.int64_value for key in per_slice.slice_key.single_slice_keys]
+        where = f"digit {digits[0]}: " if digits else ""
         for failure in per_slice.failures:
             threshold = failure.metric_threshold
             value = failure.metric_value.double_value.value
             if failure.metric_key.is_diff:
                 reasons.append(
-                    f"{failure.metric_key.name} is {value:+.5f} against the baseline's, more than "
-                    f"{threshold.change_threshold.relative.value:.0%} worse"
+                    f"{where}{failure.metric_key.name} is {value:+.5f} against the baseline's, "
+                    f"more than {threshold.change_threshold.relative.value:.0%} worse"
                 )
             else:
                 bound = threshold.value_threshold.upper_bound.value
                 reasons.append(
-                    f"{failure.metric_key.name} {value:.5f} is above the bound {bound:g}"
+                    f"{where}{failure.metric_key.name} {value:.5f} is above the bound {bound:g}"
                 )
     return reasons
 

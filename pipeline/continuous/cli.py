@@ -15,20 +15,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config import PipelineConfig
     from pipeline.continuous.state import State
 
 _PROG = "mnist-ae"
-ConfigLoader = Callable[[argparse.Namespace], "PipelineConfig"]
+ConfigSource = Callable[[argparse.Namespace], tuple[str | None, list[str]]]
 
 
-def register(commands: Any, add_config_arguments: Callable[..., None], load: ConfigLoader) -> None:
+def register(
+    commands: Any, add_config_arguments: Callable[..., None], source: ConfigSource
+) -> None:
     """Adds the commands; each sets ``run``, called with the parsed arguments.
 
     Args:
       commands: The subparsers of the main parser.
       add_config_arguments: Adds what describes a configuration.
-      load: Makes the configuration of parsed arguments.
+      source: Gives the file and the assignments of parsed arguments.
     """
     _register_ingest(commands)
     _register_spans(commands)

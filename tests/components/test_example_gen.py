@@ -12,9 +12,9 @@ from components.mnist_example_gen import idx
 from components.mnist_example_gen.component import MnistExampleGen
 
 
-def ingest(folder, output, pattern="", keep_labels=None):
+def ingest(folder, output, pattern="", keep_labels=None, **options):
     """Runs driver and executor of MnistExampleGen on a folder."""
-    component = MnistExampleGen(str(folder), pattern=pattern, keep_labels=keep_labels)
+    component = MnistExampleGen(str(folder), pattern=pattern, keep_labels=keep_labels, **options)
     properties = dict(component.exec_properties)
     properties = driver.FileBasedDriver(None).resolve_exec_properties(properties, None, None)
     artifact = standard_artifacts.Examples()
@@ -111,3 +111,10 @@ def test_a_file_that_goes_bad_after_the_check_stops_the_ingestion(digits, tmp_pa
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(idx.DataError, match="1 bytes short"):
         ingest(folder, tmp_path / "out")
+
+
+def test_an_only_split_stays_whole(digits, tmp_path):
+    folder = write_folder(tmp_path / "in", digits, 25)
+    artifact, _ = ingest(folder, tmp_path / "out", splits=("eval",))
+    assert artifact_utils.decode_split_names(artifact.split_names) == ["eval"]
+    assert len(read(artifact, "eval")[0]) == 25

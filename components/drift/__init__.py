@@ -1,0 +1,1 @@
+"""DriftMonitor: how a span differs from the window, and what follows."""

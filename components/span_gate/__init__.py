@@ -1,0 +1,1 @@
+"""SpanGate: whether a model trained for a span may be pushed."""

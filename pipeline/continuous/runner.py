@@ -1,0 +1,319 @@
+"""Runs the pipeline for a batch of spans, in a process of its own.
+
+``python -m pipeline.continuous.runner JOB.json``. The watcher starts it, so
+that TFX's memory ends with every run, and reads what it left in the job's
+result file. That file is replaced after every step: after a kill it says which
+span was at work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from pipeline.continuous import spans, state
+from pipeline.errors import UserError
+
+# Another run holds the root; as sysexits.h's EX_TEMPFAIL.
+EXIT_BUSY = 75
+# The disk is full: no span is to blame.
+EXIT_NO_SPACE = 74
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to run.
+
+    Attributes:
+      config_path: A YAML file, or None.
+      assignments: ``KEY=VALUE`` over it.
+      batch: Keys (``N.V``) of spans, in the order to look at them.
+      accepted: Those of them that a person has let in.
+      cold: Whether to train afresh.
+      result: Where the outcome goes.
+    """
+
+    config_path: str | None
+    assignments: list[str]
+    batch: list[str]
+    accepted: list[str]
+    cold: bool
+    result: str
+
+    def write(self, path: pathlib.Path) -> None:
+        """As JSON."""
+        spans.sync_write(path, json.dumps(dataclasses.asdict(self)).encode())
+
+    @classmethod
+    def read(cls, path: str) -> Job:
+        """The inverse of :meth:`write`."""
+        with open(path, encoding="utf-8") as f:
+            return cls(**json.load(f))
+
+
+class Progress:
+    """The result file: what is at work, what came out, whether all is done."""
+
+    def __init__(self, path: str):
+        """Makes it empty."""
+        self._path = pathlib.Path(path)
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.current: str | None = None
+        self.window: list[str] = []
+        self._write(done=False)
+
+    def begin(self, key: str) -> None:
+        """A span is at work."""
+        self.current = key
+        self._write(done=False)
+
+    def end(self, key: str, **outcome: Any) -> None:
+        """What came of a span."""
+        self.outcomes[key] = {**self.outcomes.get(key, {}), **outcome}
+        self.current = None
+        self._write(done=False)
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+        self._write(done=True)
+
+    def _write(self, *, done: bool) -> None:
+        values = {"current": self.current, "outcomes": self.outcomes, "window": self.window,
+                  "done": done}  # fmt: skip
+        spans.sync_write(self._path, json.dumps(values, indent=1).encode())
+
+
+def main(path: str) -> int:
+    """Runs a job.
+
+    Returns:
+      0 where every span got an outcome, :data:`EXIT_BUSY`, or the ``exit_code``
+      of an error that no span is to blame for.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    del sys.argv[1:]
+    job = Job.read(path)
+    from pipeline import config as config_lib
+    from pipeline.locking import locked
+
+    config = config_lib.load(job.config_path, job.assignments)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(config.root))
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr)
+            return EXIT_BUSY if "another run" in str(e) else e.exit_code
+        try:
+            progress = Progress(job.result)
+            _process(config, job, progress)
+            progress.finish()
+        except Exception as e:
+            traceback.print_exc()
+            print(f"error: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+            from pipeline.local_runner import is_disk_full
+
+            return EXIT_NO_SPACE if is_disk_full(e) else getattr(e, "exit_code", 1)
+    return 0
+
+
+def _process(config: Any, job: Job, progress: Progress) -> None:
+    from pipeline import local_runner
+    from pipeline.continuous import retention
+
+    local_runner.recover(config)
+    golden = _golden(config)
+    known = {m.key: m for m in spans.scan(config.root)}
+    batch = [known[key] for key in job.batch if key in known]
+    admitted = []
+    trained = False
+    for number, manifest in enumerate(batch):
+        last = number == len(batch) - 1
+        verdict = _attempt(config, job, progress, golden, manifest, train=last)
+        if verdict == "train":
+            admitted.append(manifest)
+            trained = last
+    if admitted and not trained:
+        # What came last was set aside: the newest of the others stands for them.
+        trained = _attempt(config, job, progress, golden, admitted[-1], train=True) == "train"
+    if admitted and trained:
+        for manifest in admitted[:-1]:
+            newest = admitted[-1]
+            progress.end(
+                manifest.key, status=state.COALESCED, reason=f"trained with span {newest.span}"
+            )
+    retention.clean(config)
+
+
+def _attempt(
+    config: Any, job: Job, progress: Progress, golden: Any, manifest: spans.Manifest, *, train: bool
+) -> str | None:
+    """Takes a span as far as it goes.
+
+    Returns:
+      The verdict, or None where the span failed.
+    """
+    from pipeline.local_runner import is_disk_full
+    from trainer.warm_start import WarmStartError
+
+    progress.begin(manifest.key)
+    try:
+        spans.check(spans.version_folder(config.root, manifest.span, manifest.version), manifest)
+        outcome = _run_span(config, job, golden, manifest, train=train)
+    except WarmStartError:
+        raise
+    except Exception as e:
+        if is_disk_full(e):
+            raise
+        traceback.print_exc()
+        text = " ".join(str(e).split()) or type(e).__name__
+        progress.end(manifest.key, status="error", reason=text[:1000])
+        return None
+    verdict = outcome.pop("verdict")
+    if outcome.get("window"):
+        progress.window = outcome["window"]
+    progress.end(manifest.key, **outcome)
+    return verdict
+
+
+def _run_span(
+    config: Any, job: Job, golden: Any, manifest: spans.Manifest, *, train: bool
+) -> dict[str, Any]:
+    from tfx.dsl.compiler import compiler
+
+    from pipeline import history, local_runner
+    from pipeline.continuous import graph
+    from pipeline.locking import new_run_id
+    from pipeline.pipeline import create_pipeline, metadata_path
+
+    golden_manifest, golden_folder = golden
+    run = graph.SpanRun(
+        span=manifest.span,
+        version=manifest.version,
+        golden_folder=str(golden_folder),
+        golden_labelled=golden_manifest.labelled,
+        accepted=manifest.key in job.accepted,
+        cold=job.cold,
+    )
+    run_id = new_run_id()
+    pipeline = create_pipeline(
+        config,
+        data_folder=str(spans.folder_of(config.root)),
+        labelled=manifest.labelled,
+        span=run,
+    )
+    ir = compiler.Compiler().compile(pipeline)
+    drift: dict[str, Any] = {}
+
+    def judged(node_id: str) -> bool:
+        if node_id != graph.DRIFT:
+            return False
+        drift.update(_drift_of(history.open_store(metadata_path(config)), run_id))
+        if drift["version"] != manifest.version:
+            raise UserError(f"span {manifest.span} got a new version meanwhile")
+        return drift["verdict"] != "train" or not train
+
+    timings = local_runner.launch(ir, run_id, local_runner.Silence(), judged)
+    store = history.open_store(metadata_path(config))
+    outcome = {
+        "verdict": drift["verdict"],
+        "run_id": run_id,
+        "drift": drift,
+        "seconds": round(sum(timing.seconds for timing in timings), 2),
+    }
+    if drift["verdict"] == "skip":
+        return {**outcome, "status": state.SKIPPED, "reason": drift["reason"]}
+    if drift["verdict"] != "train":
+        return {**outcome, "status": state.QUARANTINED, "reason": drift["reason"]}
+    if not train:
+        _mark_coalesced(store, run_id)
+        return {**outcome, "status": state.COALESCED, "reason": "waits for the run"}
+    return {**outcome, **_result(store, run_id)}
+
+
+def _result(store: Any, run_id: str) -> dict[str, Any]:
+    """The outcome of a run that trained, from its artifacts."""
+    from components.span_gate.executor import REPORT_FILE
+    from pipeline import history
+
+    record = history.run(store, run_id)
+    report = history.outputs_of_run(store, run_id, "SpanReport")[-1]
+    with open(os.path.join(report.uri, REPORT_FILE), encoding="utf-8") as f:
+        summary = json.load(f)
+    pushed = record.pushed_version is not None
+    reasons = "; ".join(summary["reasons"])
+    if summary["harmful"]:
+        reasons += " (the span is left out of later windows)"
+    return {
+        "status": state.PUSHED if pushed else state.REFUSED,
+        "reason": "better on the golden set, no worse on the span" if pushed else reasons,
+        "pushed_version": record.pushed_version,
+        "harmful": summary["harmful"],
+        "window": summary["window"],
+        "golden": summary["golden"],
+        "newest_span": summary["newest_span"],
+        "warm_start": summary["warm_start"],
+        "epochs": summary["epochs"],
+        "training_images": summary["training_images"],
+    }
+
+
+def _drift_of(store: Any, run_id: str) -> dict[str, Any]:
+    """What DriftMonitor found in a run."""
+    from pipeline import history
+
+    artifact = history.outputs_of_run(store, run_id, "DriftReport")[-1]
+    values = {
+        name: getattr(value, value.WhichOneof("value"))
+        for name, value in artifact.custom_properties.items()
+    }
+    keys = ("span", "version", "verdict", "reason", "distance", "error_ratio")
+    return {key: values.get(key) for key in keys}
+
+
+def _mark_coalesced(store: Any, run_id: str) -> None:
+    """Says in ML Metadata that a run ended here on purpose."""
+    from pipeline import history
+
+    artifact = history.outputs_of_run(store, run_id, "DriftReport")[-1]
+    artifact.custom_properties["coalesced"].int_value = 1
+    store.put_artifacts([artifact])
+
+
+def _golden(config: Any) -> tuple[spans.Manifest, pathlib.Path]:
+    """The golden set; made of the data set's eval split where none was given."""
+    found = spans.golden(config.root)
+    if found is not None:
+        return found
+    from components.mnist_example_gen import datasets, idx
+
+    dataset = datasets.find(
+        config.data.dataset, config.data.dir or os.environ.get("MNIST_DATA_DIR") or None
+    )
+    names = [
+        os.path.join(dataset.folder, name)
+        for name in sorted(os.listdir(dataset.folder))
+        if name.startswith(idx.SPLIT_PREFIXES["eval"] + "-")
+    ]
+    files = idx.find_split_files(names, where=dataset.folder)
+    labels = spans.read_labels(files.labels) if files.labels else None
+    done = spans.publish_golden(
+        config.root, spans.read_images(files.images), labels,
+        source={"kind": "idx", "images": files.images, "dataset": dataset.name},
+    )  # fmt: skip
+    return done.manifest, done.folder
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

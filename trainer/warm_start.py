@@ -1,0 +1,99 @@
+"""Warm start: the variables of a trained model as the start of another training.
+
+A SavedModel cannot be asked for the variables of the Keras model that it came
+from, so every training leaves them beside it, in the same artifact:
+``<model>/Format-Weights/weights.npz``, numbered in the model's own order.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.models.base import Autoencoder
+
+_logger = logging.getLogger(__name__)
+
+_FOLDER = "Format-Weights"
+_FILE = "weights.npz"
+_MODEL = "model"
+
+
+class WarmStartError(ValueError):
+    """The base model is of another architecture, or has no weights beside it."""
+
+    exit_code = 2
+
+
+def weights_path(model_dir: str) -> str:
+    """Where the weights of the SavedModel in ``<artifact>/Format-Serving`` are."""
+    return os.path.join(os.path.dirname(model_dir.rstrip("/")), _FOLDER, _FILE)
+
+
+def save(model: Autoencoder, name: str, model_dir: str) -> None:
+    """Writes the variables of a trained model beside its SavedModel.
+
+    Args:
+      model: With its variables.
+      name: Of the catalogue.
+      model_dir: Folder of the SavedModel.
+    """
+    arrays = {f"{i:04d}": value for i, value in enumerate(model.get_weights())}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{_MODEL: np.array(json.dumps(name))}, **arrays)
+    path = weights_path(model_dir)
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.gfile.GFile(path, "wb") as f:
+        f.write(buffer.getvalue())
+
+
+def restore(model: Autoencoder, name: str, base_model_dir: str) -> int:
+    """Gives a new model the variables of a trained one.
+
+    Args:
+      model: Built, untrained.
+      name: Of the catalogue.
+      base_model_dir: Folder of the trained SavedModel.
+
+    Returns:
+      How many variables were restored: all there are.
+
+    Raises:
+      WarmStartError: Another model, another number of variables or another
+        shape; nothing was restored.
+    """
+    path = weights_path(base_model_dir)
+    advice = "start without it: --cold"
+    if not tf.io.gfile.exists(path):
+        raise WarmStartError(f"warm start: {path} is missing; {advice}")
+    with tf.io.gfile.GFile(path, "rb") as f, np.load(io.BytesIO(f.read())) as saved:
+        trained = json.loads(str(saved[_MODEL]))
+        values = [saved[key] for key in sorted(saved.files) if key != _MODEL]
+    if trained != name:
+        raise WarmStartError(
+            f"warm start: the model to start from is {trained!r}, not {name!r}; {advice}"
+        )
+    variables = model.weights
+    if len(values) != len(variables):
+        raise WarmStartError(
+            f"warm start: {len(values)} variables in {path}, the model {name!r} has "
+            f"{len(variables)}: its hyper-parameters changed; {advice}"
+        )
+    for variable, value in zip(variables, values):
+        if tuple(variable.shape) != value.shape:
+            raise WarmStartError(
+                f"warm start: variable {variable.name!r} is {list(variable.shape)}, in {path} "
+                f"{list(value.shape)}: its hyper-parameters changed; {advice}"
+            )
+    model.set_weights(values)
+    numbers = sum(value.size for value in values)
+    _logger.info(
+        "warm start: restored %d of %d variables (%s numbers) from %s",
+        len(values), len(variables), f"{numbers:,}", base_model_dir,
+    )  # fmt: skip
+    return len(values)
