@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 from typing import Any
 
@@ -43,7 +44,8 @@ class RunRecord:
       state: ``complete``, ``failed``, ``running``, or ``stopped`` where a span
         was not trained on.
       components: In the order they ran.
-      properties: Custom properties of its RunReport; empty where it has none.
+      properties: Custom properties of its RunReport and the figures in them;
+        empty where it has none.
       report_uri: Folder of its RunReport, or None.
       pushed_version: Version it pushed, or None.
       pushed_path: Folder of that version, or None.
@@ -101,6 +103,18 @@ def node_execution(
     return None
 
 
+def output_uris(store: metadata_store.MetadataStore, run_id: str) -> dict[str, str]:
+    """Where the artifacts are that a run made or took from the cache, by type.
+
+    Of a type that several components write, the last one's.
+    """
+    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
+    if context is None:
+        return {}
+    executions = store.get_executions_by_context(context.id)
+    return {artifact.type: artifact.uri for artifact in _outputs(store, executions, None)}
+
+
 def _record(
     store: metadata_store.MetadataStore, context: metadata_store_pb2.Context
 ) -> RunRecord | None:
@@ -141,7 +155,7 @@ def _record(
         started=datetime.datetime.fromtimestamp(executions[0].create_time_since_epoch / 1000),
         state=state,
         components=components,
-        properties=_values(reports[-1]) if reports else {},
+        properties=_report_properties(reports[-1]) if reports else {},
         report_uri=reports[-1].uri if reports else None,
         pushed_version=push["pushed_version"].string_value if push else None,
         pushed_path=push["pushed_destination"].string_value if push else None,
@@ -151,13 +165,14 @@ def _record(
 def _outputs(
     store: metadata_store.MetadataStore,
     executions: list[metadata_store_pb2.Execution],
-    type_name: str,
+    type_name: str | None,
 ) -> list[metadata_store_pb2.Artifact]:
+    """Outputs of a type, or of every type, in the order they were made."""
     outputs = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.DECLARED_OUTPUT)
     events = store.get_events_by_execution_ids([e.id for e in executions])
     ids = [event.artifact_id for event in events if event.type in outputs]
     artifacts = store.get_artifacts_by_id(sorted(set(ids)))
-    return [a for a in artifacts if a.type == type_name]
+    return [a for a in artifacts if type_name in (a.type, None)]
 
 
 def _node_id(store: metadata_store.MetadataStore, execution: metadata_store_pb2.Execution) -> str:
@@ -188,6 +203,12 @@ def _values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
         key: getattr(value, value.WhichOneof("value"))
         for key, value in artifact.custom_properties.items()
     }
+
+
+def _report_properties(report: metadata_store_pb2.Artifact) -> dict[str, Any]:
+    values = _values(report)
+    figures = json.loads(values.pop("figures", "{}"))
+    return {**values, **figures}
 
 
 def mark_interrupted(store: metadata_store.MetadataStore) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from tfx.proto import pusher_pb2
 
 from components import baseline, evaluation, features
 from components.data_gate import DataGate
+from components.image_index.component import ImageIndex
 from components.mnist_example_gen.component import MnistExampleGen
 from components.pca_reference import PcaReference
 from components.pusher import AtomicPusher
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.continuous.graph import SpanRun
 
 _PACKAGES = ("components", "trainer")
+_CODE_SUFFIXES = (".py", ".j2", ".css")
 
 # Beam's in-memory runner with one worker: for data of this size the start-up
 # of several workers costs more than they save (docs/beam.md has the figures).
@@ -154,6 +157,11 @@ def create_pipeline(
             )
         ),
     ).with_id("Pusher")
+    index = ImageIndex(
+        examples=examples,
+        model=trainer.outputs["model"],
+        reference=reference.outputs["reference"],
+    )
     report = RunReport(
         examples=examples,
         model=trainer.outputs["model"],
@@ -162,8 +170,11 @@ def create_pipeline(
         blessing=evaluator.outputs["blessing"],
         infra_blessing=validator_of_serving.outputs["blessing"],
         reference=reference.outputs["reference"],
+        index=index.outputs["index"],
+        code_metrics=index.outputs["metrics"],
         model_name=config.model.name,
         servable=config.servable,
+        configuration=json.dumps(reported_config(config), sort_keys=True),
     )
     for node in (transform, reference):
         node.add_upstream_node(gate)
@@ -171,7 +182,7 @@ def create_pipeline(
     nodes += [tuner, trainer] if tuner else [trainer]
     if config.evaluator.baseline:
         nodes.append(resolver)
-    nodes += [evaluator, validator_of_serving, pusher, report]
+    nodes += [evaluator, validator_of_serving, pusher, index, report]
     return _assemble(config, nodes, metadata_connection, pipeline_root)
 
 
@@ -220,6 +231,18 @@ def trainer_config(config: PipelineConfig) -> dict[str, Any]:
     }
 
 
+def reported_config(config: PipelineConfig) -> dict[str, Any]:
+    """What a report shows of the configuration: what decides its figures, not where it ran."""
+    values = dataclasses.asdict(config)
+    values["model"] = {"name": config.model.name, **values["model"]["hyperparameters"]}
+    values["trainer"] = config.training_options()
+    values["evaluator"]["max_mse"] = config.max_mse()
+    for place in ("root", "cache", "beam"):
+        del values[place]
+    del values["data"]["dir"]
+    return values
+
+
 def tuner_config(config: PipelineConfig) -> dict[str, int]:
     """The Tuner's trials and their epochs."""
     epochs = config.tuner.epochs or max(1, config.training_options()["epochs"] // 5)
@@ -229,7 +252,14 @@ def tuner_config(config: PipelineConfig) -> dict[str, int]:
 def code_digest() -> str:
     """Tells versions of the components' code apart."""
     base = pathlib.Path(__file__).parent.parent
-    return digest_of(sorted(path for name in _PACKAGES for path in (base / name).rglob("*.py")))
+    return digest_of(
+        sorted(
+            path
+            for name in _PACKAGES
+            for path in (base / name).rglob("*")
+            if path.suffix in _CODE_SUFFIXES
+        )
+    )
 
 
 def digest_of(paths: Iterable[pathlib.Path]) -> str:

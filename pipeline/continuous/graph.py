@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -19,6 +20,7 @@ from components import baseline, evaluation, features, window
 from components.data_gate import DataGate
 from components.drift import executor as drift_executor
 from components.drift.component import DriftMonitor
+from components.image_index.component import ImageIndex
 from components.mnist_example_gen.component import MnistExampleGen
 from components.pca_reference import PcaReference
 from components.pusher import AtomicPusher
@@ -203,6 +205,9 @@ def span_nodes(
             )
         ),
     ).with_id("Pusher")
+    index = ImageIndex(
+        examples=examples, model=model, reference=reference_pca.outputs["reference"]
+    )
     report = RunReport(
         examples=examples,
         model=model,
@@ -211,11 +216,14 @@ def span_nodes(
         blessing=gate.outputs["blessing"],
         infra_blessing=validator_of_serving.outputs["blessing"],
         reference=reference_pca.outputs["reference"],
+        index=index.outputs["index"],
+        code_metrics=index.outputs["metrics"],
         model_name=config.model.name,
         servable=config.servable,
+        configuration=json.dumps(pipeline.reported_config(config), sort_keys=True),
     )
     return [
         example_gen, golden_gen, schema, statistics, validator, data_gate, serving, reference,
         drift, verdict, trained_on, transform, reference_pca, trainer, on_span, on_golden,
-        validator_of_serving, gate, pusher, report,
+        validator_of_serving, gate, pusher, index, report,
     ]  # fmt: skip

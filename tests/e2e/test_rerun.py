@@ -166,7 +166,7 @@ def test_a_run_killed_while_training_is_repeated_as_if_undisturbed(trained_run, 
 @pytest.mark.parametrize(
     "component",
     ["MnistExampleGen", "StatisticsGen", "ExampleValidator", "DataGate", "PcaReference",
-     "Transform", "Evaluator", "ServingValidator", "Pusher", "RunReport"],
+     "Transform", "ImageIndex", "Evaluator", "ServingValidator", "Pusher", "RunReport"],
 )  # fmt: skip
 def test_a_run_killed_at_any_component_is_repeated(trained_run, tmp_path, cli, component):
     root = tmp_path / "runs"

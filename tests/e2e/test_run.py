@@ -23,6 +23,7 @@ COMPONENTS = [
     "PcaReference",
     "Transform",
     "Trainer",
+    "ImageIndex",
     "Evaluator",
     "ServingValidator",
     "Pusher",
@@ -96,8 +97,8 @@ def test_executions_and_artifacts_are_in_the_metadata(trained_run):
     assert set(ran.values()) == {"complete"}
     for name in (
         "Examples", "Schema", "ExampleStatistics", "ExampleAnomalies", "TransformGraph",
-        "PcaReference", "Model", "ModelRun", "ModelEvaluation", "ModelBlessing", "InfraBlessing",
-        "PushedModel", "RunReport",
+        "PcaReference", "ImageIndex", "CodeMetrics", "Model", "ModelRun", "ModelEvaluation",
+        "ModelBlessing", "InfraBlessing", "PushedModel", "RunReport",
     ):  # fmt: skip
         (artifact,) = artifacts_of(trained_run, name)
         assert os.path.exists(artifact.uri), name

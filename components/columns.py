@@ -1,0 +1,72 @@
+"""The Parquet files of batch inference: their columns, and how they are read.
+
+Neither TensorFlow nor TFX is imported, so that a search answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from components.features import NO_LABEL
+from components.mnist_example_gen.idx import Opener, open_local
+from serving import contract
+
+# Columns beside the model's outputs, which are called as in the contract.
+SOURCE = "source"
+ROW = "row"
+IMAGE = contract.IMAGE_FEATURE
+LABEL = contract.LABEL_FEATURE
+# The classifier's ``label``; that name is the known one's.
+PREDICTED = "predicted_label"
+
+_SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
+
+
+def read_columns(
+    paths: Sequence[str], names: Sequence[str], opener: Opener = open_local
+) -> dict[str, np.ndarray]:
+    """Columns of Parquet shards as arrays, in the order of the paths.
+
+    Args:
+      paths: The files; all have the same columns.
+      names: Of the columns.
+      opener: Opens a path for binary reading.
+
+    Returns:
+      By name: images uint8 [n, 28, 28], codes float32 [n, d], labels int64 [n]
+      with -1 where unknown, or whatever is stored [n].
+
+    Raises:
+      KeyError: A column is not there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for path in paths:
+        with opener(path) as f:
+            file = pq.ParquetFile(pa.BufferReader(f.read()))
+            parts.append(file.read(columns=list(names)))
+    table = pa.concat_tables(parts)
+    return {name: _array(table[name].combine_chunks()) for name in names}
+
+
+def _array(column: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    if pa.types.is_fixed_size_binary(column.type):
+        size = column.type.byte_width
+        data = np.frombuffer(
+            column.buffers()[1], np.uint8, len(column) * size, column.offset * size
+        )
+        return data.reshape(_SHAPE)
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(False).reshape(len(column), -1)
+    if column.null_count:
+        column = column.fill_null(NO_LABEL)
+    return column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,1 @@
+"""Codes of all images, searchable, and what they are worth."""

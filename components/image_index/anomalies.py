@@ -1,0 +1,143 @@
+"""How well the reconstruction error tells strange images from normal ones.
+
+A one-class model is asked for the digits that it never saw. For the others,
+which saw all digits, images are corrupted as scanners and senders do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+HELD_OUT = "held_out"
+CORRUPTIONS = "corruptions"
+
+_NOISE_STDDEV = 0.25
+_BLUR_PIXELS = 1.5
+_SHIFT = 6
+_PATCH = 10
+
+
+def _invert(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 255 - images
+
+
+def _blur(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    from scipy import ndimage
+
+    blurred = ndimage.gaussian_filter(images.astype(np.float32), (0, _BLUR_PIXELS, _BLUR_PIXELS))
+    return np.rint(blurred).astype(np.uint8)
+
+
+def _noise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    noise = rng.normal(0, 255 * _NOISE_STDDEV, images.shape)
+    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+
+
+def _occlude(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    occluded = images.copy()
+    # Over the middle, where there is ink to hide.
+    for image, (y, x) in zip(occluded, rng.integers(5, 14, (len(images), 2))):
+        image[y : y + _PATCH, x : x + _PATCH] = 0
+    return occluded
+
+
+def _shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    moved = np.zeros_like(images)
+    size = images.shape[1]
+    for target, image, right, down in zip(moved, images, *rng.integers(0, 2, (2, len(images)))):
+        dy, dx = (_SHIFT if down else -_SHIFT), (_SHIFT if right else -_SHIFT)
+        to_y, to_x = slice(max(dy, 0), size + min(dy, 0)), slice(max(dx, 0), size + min(dx, 0))
+        from_y = slice(max(-dy, 0), size + min(-dy, 0))
+        from_x = slice(max(-dx, 0), size + min(-dx, 0))
+        target[to_y, to_x] = image[from_y, from_x]
+    return moved
+
+
+# What each does to images uint8 [n, 28, 28].
+KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "inversion": _invert,
+    "blur": _blur,
+    "noise": _noise,
+    "occlusion": _occlude,
+    "shift": _shift,
+}
+
+EXPLANATIONS = {
+    "inversion": "light and dark swapped",
+    "blur": f"a Gaussian of {_BLUR_PIXELS} pixels",
+    "noise": f"normal noise of deviation {_NOISE_STDDEV}, clipped",
+    "occlusion": f"a black square of {_PATCH} pixels in the middle",
+    "shift": f"moved by {_SHIFT} pixels along both axes",
+}
+
+
+def corrupt(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
+    """Images uint8 [n, 28, 28], corrupted; ``kind`` is a key of :data:`KINDS`."""
+    return KINDS[kind](images, np.random.default_rng([seed, list(KINDS).index(kind)]))
+
+
+def separation(normal: np.ndarray, strange: np.ndarray) -> dict[str, float]:
+    """Areas under the ROC and the precision-recall curve.
+
+    Args:
+      normal: Scores of normal images, float [n].
+      strange: Scores of anomalies, the positives, float [m].
+
+    Returns:
+      ``auroc``, ``aupr`` and ``base_rate``, the AUPR of guessing.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    truth = np.concatenate([np.zeros(len(normal)), np.ones(len(strange))])
+    scores = np.concatenate([normal, strange])
+    return {
+        "auroc": float(roc_auc_score(truth, scores)),
+        "aupr": float(average_precision_score(truth, scores)),
+        "base_rate": len(strange) / len(scores),
+    }
+
+
+def on_held_out(
+    normal: np.ndarray, strange: np.ndarray, strange_labels: np.ndarray
+) -> dict[str, Any]:
+    """Of a one-class model: errors of its own digits' eval images, and of the others'."""
+    by_kind = {
+        str(digit): separation(normal, strange[strange_labels == digit])
+        for digit in np.unique(strange_labels)
+    }
+    return {
+        "against": HELD_OUT,
+        **separation(normal, strange),
+        "normal": len(normal),
+        "anomalies": len(strange),
+        "by_kind": by_kind,
+    }
+
+
+def on_corruptions(
+    images: np.ndarray, normal: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Any]:
+    """Of a model that knows all digits.
+
+    Args:
+      images: Normal ones, uint8 [n, 28, 28].
+      normal: Their errors, float [n].
+      score: Gives the errors of other images.
+
+    Returns:
+      ``auroc`` and ``aupr``, means over the kinds, which are in ``by_kind``.
+    """
+    by_kind = {kind: separation(normal, score(corrupt(images, kind))) for kind in KINDS}
+    return {
+        "against": CORRUPTIONS,
+        **{
+            key: float(np.mean([figures[key] for figures in by_kind.values()]))
+            for key in ("auroc", "aupr", "base_rate")
+        },
+        "normal": len(normal),
+        "anomalies": len(normal) * len(KINDS),
+        "by_kind": by_kind,
+    }

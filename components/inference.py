@@ -1,0 +1,407 @@
+"""Batch inference: images through a SavedModel, one output file a shard, on Beam.
+
+The image index and ``mnist-ae infer`` share it. A shard is read, predicted and
+written batch by batch, so memory does not grow with its size, and its file
+appears by one rename: a shard is there whole or not at all, whatever is killed
+or retried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import os
+import typing
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from tfx.dsl.io import fileio
+from tfx_bsl.coders import example_coder
+
+from components import features
+from components.columns import IMAGE, LABEL, PREDICTED, ROW, SOURCE
+from components.mnist_example_gen import idx
+from serving import contract
+
+PARQUET = "parquet"
+TFRECORD = "tfrecord"
+SUFFIXES = {PARQUET: ".parquet", TFRECORD: ".tfrecord.gz"}
+
+# What can be asked for: column to the signature's key.
+OUTPUTS = {
+    contract.CODE: contract.CODE,
+    contract.RECONSTRUCTION: contract.RECONSTRUCTION,
+    contract.RECONSTRUCTION_ERROR: contract.RECONSTRUCTION_ERROR,
+    contract.IS_ANOMALY: contract.IS_ANOMALY,
+    PREDICTED: contract.LABEL,
+    contract.PROBABILITIES: contract.PROBABILITIES,
+}
+_CLASSIFIED = (PREDICTED, contract.PROBABILITIES)
+_SCORED = (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)
+
+# Small enough for the maps of a convolution to stay near the caches.
+BATCH = 512
+# Batches a row group of a Parquet file.
+_GROUP_BATCHES = 10
+_SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some images of one source.
+
+    Attributes:
+      images: uint8 [n, 28, 28].
+      labels: int64 [n], -1 where unknown.
+      names: Where each comes from, or None for the source and its row.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str] | None = None
+
+
+class Source(typing.Protocol):
+    """Images of one shard; pickled to Beam's workers."""
+
+    @property
+    def name(self) -> str:
+        """Where they come from, for the column ``source``."""
+
+    @property
+    def start(self) -> int:
+        """Row of the first image."""
+
+    def batches(self) -> Iterator[Batch]:
+        """All of them, in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSource:
+    """A TFRecord file of tf.Examples with ``image`` and, where known, ``label``.
+
+    Attributes:
+      path: The file.
+      start: Always 0: a compressed file has no random access.
+    """
+
+    path: str
+    start: int = 0
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.path
+
+    def batches(self) -> Iterator[Batch]:
+        """See Source.
+
+        Raises:
+          DataError: Not such a file.
+        """
+        with fileio.open(self.path, "rb") as f:
+            zipped = f.read(2) == b"\x1f\x8b"
+        records = tf.data.TFRecordDataset(self.path, "GZIP" if zipped else "")
+        parsed = records.batch(BATCH).map(
+            lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
+        )
+        row = 0
+        try:
+            for batch in parsed.prefetch(2):
+                pixels = [bytes(image) for image in batch[features.IMAGE].numpy()]
+                if any(len(image) != features.IMAGE_BYTES for image in pixels):
+                    raise idx.DataError(
+                        f"{self.path}: an image after record {row} has not "
+                        f"{features.IMAGE_BYTES} bytes"
+                    )
+                images = np.frombuffer(b"".join(pixels), np.uint8).reshape(_SHAPE)
+                row += len(images)
+                yield Batch(images, batch[features.LABEL].numpy())
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as e:
+            reason = " ".join(str(e.message).split())[:200]
+            raise idx.DataError(f"{self.path}: no TFRecord file of images ({reason})") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class IdxSource:
+    """A range of the images of an IDX file.
+
+    Attributes:
+      files: Images and, where there are any, labels.
+      start: First image.
+      stop: One after the last.
+    """
+
+    files: idx.SplitFiles
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """See Source."""
+        return self.files.images
+
+    def batches(self) -> Iterator[Batch]:
+        """See Source."""
+        options: dict[str, Any] = {"chunk": BATCH, "opener": open_binary}
+        images = idx.read_images(self.files.images, self.start, self.stop, **options)
+        if self.files.labels is None:
+            for chunk in images:
+                yield Batch(chunk.reshape(_SHAPE), np.full(len(chunk), features.NO_LABEL))
+            return
+        labels = idx.read_labels(self.files.labels, self.start, self.stop, **options)
+        for chunk, digits in zip(images, labels):
+            yield Batch(chunk.reshape(_SHAPE), digits.astype(np.int64))
+
+
+def open_binary(path: str) -> Any:
+    """Opens a local or remote file for reading."""
+    return fileio.open(path, "rb")
+
+
+class Predictor:
+    """A SavedModel's outputs as columns.
+
+    It calls the cheapest signature that gives what is asked for.
+    """
+
+    def __init__(self, path: str, outputs: Sequence[str]):
+        """Loads the model.
+
+        Args:
+          path: The SavedModel, which is kept loaded for other predictors.
+          outputs: Keys of :data:`OUTPUTS`.
+
+        Raises:
+          ValueError: The model has no such output.
+        """
+        self.outputs = tuple(outputs)
+        signatures = load_model(path).signatures
+        available = available_outputs(list(signatures))
+        missing = [name for name in outputs if name not in available]
+        if missing:
+            raise ValueError(
+                f"the model gives no {', '.join(missing)}; it gives {', '.join(available)}"
+            )
+        plain = [name for name in outputs if name not in _CLASSIFIED]
+        self._calls: list[tuple[Any, list[str]]] = []
+        if plain:
+            signature = contract.RECONSTRUCT
+            if plain == [contract.CODE]:
+                signature = contract.ENCODE
+            elif set(plain) <= set(_SCORED):
+                signature = contract.SCORE
+            self._calls.append((signatures[signature], plain))
+        classified = [name for name in outputs if name in _CLASSIFIED]
+        if classified:
+            self._calls.append((signatures[contract.CLASSIFY], classified))
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images uint8 [n, 28, 28] to arrays [n, ...] by output, any n above 0."""
+        parts = [self._predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        tensor = tf.constant(images)
+        found = {}
+        for signature, names in self._calls:
+            answer = signature(images=tensor)
+            found.update({name: answer[OUTPUTS[name]].numpy() for name in names})
+        return {name: found[name] for name in self.outputs}
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(path: str) -> Any:
+    """A SavedModel; the last one stays loaded, for the process's next use of it."""
+    return tf.saved_model.load(path)
+
+
+def available_outputs(signatures: Iterable[str]) -> list[str]:
+    """The outputs of a model with these signatures."""
+    classifies = contract.CLASSIFY in signatures
+    return [name for name in OUTPUTS if classifies or name not in _CLASSIFIED]
+
+
+def read_metadata(model_path: str) -> dict[str, Any]:
+    """What a SavedModel says of itself; see :data:`contract.METADATA_FILE`."""
+    with fileio.open(os.path.join(model_path, contract.METADATA_FILE), "r") as f:
+        return json.load(f)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One output file.
+
+    Attributes:
+      path: Where it goes.
+      source: The images.
+      outputs: Columns that the model fills.
+      with_images: Whether the images themselves are a column, too.
+      file_format: ``parquet`` or ``tfrecord``.
+    """
+
+    path: str
+    source: Source
+    outputs: tuple[str, ...]
+    with_images: bool = False
+    file_format: str = PARQUET
+
+
+def write_shard(shard: Shard, model_path: str) -> int:
+    """Predicts and writes a shard.
+
+    Returns:
+      Number of images.
+    """
+    folder, name = os.path.split(shard.path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    predictor = Predictor(model_path, shard.outputs)
+    write = _write_parquet if shard.file_format == PARQUET else _write_records
+    try:
+        count = write(temporary, ahead(_tables(shard, predictor)))
+        fileio.rename(temporary, shard.path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(OSError, tf.errors.OpError):
+            fileio.remove(temporary)
+        raise
+    return count
+
+
+@beam.ptransform_fn
+def WriteShards(  # noqa: N802: Beam names transforms so
+    shards: beam.PCollection, model_path: str
+) -> beam.PCollection:
+    """Writes every :class:`Shard`, wherever the runner likes; numbers of images come out."""
+    return shards | "Spread" >> beam.Reshuffle() | "Write" >> beam.Map(write_shard, model_path)
+
+
+def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each made while the one before is dealt with."""
+    done = object()
+    with futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, done)
+        while (item := coming.result()) is not done:
+            coming = pool.submit(next, items, done)
+            yield item
+
+
+def _tables(shard: Shard, predictor: Predictor) -> Iterator[pa.RecordBatch]:
+    first = row = shard.source.start
+    for batch in ahead(shard.source.batches()):
+        yield _table(shard, predictor, batch, row)
+        row += len(batch.images)
+    if row == first:
+        # An empty shard still has its columns.
+        black = Batch(np.zeros((1, *_SHAPE[1:]), np.uint8), np.array([features.NO_LABEL]))
+        yield _table(shard, predictor, black, row).slice(0, 0)
+
+
+def _table(shard: Shard, predictor: Predictor, batch: Batch, row: int) -> pa.RecordBatch:
+    count = len(batch.images)
+    names = batch.names or [shard.source.name] * count
+    rows = np.zeros(count, np.int64) if batch.names else np.arange(row, row + count)
+    columns: dict[str, pa.Array] = {
+        SOURCE: pa.array(names, pa.string()),
+        ROW: pa.array(rows),
+        LABEL: pa.array(batch.labels, pa.int64(), mask=batch.labels == features.NO_LABEL),
+    }
+    if shard.with_images:
+        columns[IMAGE] = _fixed_binary(batch.images)
+    for name, values in predictor(batch.images).items():
+        columns[name] = _column(name, values)
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+
+
+def _column(name: str, values: np.ndarray) -> pa.Array:
+    if name == contract.RECONSTRUCTION:
+        # As images are stored: grey levels 0 to 255, a quarter of the floats' size.
+        return _fixed_binary(np.clip(np.rint(values * 255), 0, 255).astype(np.uint8))
+    if values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.array(values)
+
+
+def _fixed_binary(images: np.ndarray) -> pa.Array:
+    data = pa.py_buffer(np.ascontiguousarray(images).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(features.IMAGE_BYTES), len(images), [None, data]
+    )
+
+
+class _Sink(io.RawIOBase):
+    """A remote file as Arrow wants one: TensorFlow's does not say whether it is closed."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: Any) -> int:
+        self._file.write(bytes(data))
+        self._size += len(data)
+        return len(data)
+
+
+def _write_parquet(path: str, batches: Iterator[pa.RecordBatch]) -> int:
+    count = 0
+    with fileio.open(path, "wb") as f, contextlib.ExitStack() as stack:
+        sink = _Sink(f)
+        writer = None
+        while group := list(itertools.islice(batches, _GROUP_BATCHES)):
+            if writer is None:
+                writer = stack.enter_context(
+                    pq.ParquetWriter(
+                        sink, group[0].schema, compression="zstd", compression_level=1,
+                        use_dictionary=[SOURCE], write_statistics=False,
+                    )
+                )  # fmt: skip
+            table = pa.Table.from_batches(group)
+            writer.write_table(table)
+            count += len(table)
+    return count
+
+
+def _write_records(path: str, batches: Iterator[pa.RecordBatch]) -> int:
+    options = tf.io.TFRecordOptions("GZIP", compression_level=1)
+    count = 0
+    with tf.io.TFRecordWriter(path, options) as writer:
+        for batch in batches:
+            for example in example_coder.RecordBatchToExamples(_as_features(batch)):
+                writer.write(example)
+            count += len(batch)
+    return count
+
+
+def _as_features(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose columns are lists of what a tf.Example holds."""
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.int64())
+        elif pa.types.is_string(column.type) or pa.types.is_fixed_size_binary(column.type):
+            column = column.cast(pa.binary())
+        if pa.types.is_fixed_size_list(column.type):
+            columns.append(column.cast(pa.list_(pa.float32())))
+            continue
+        offsets = np.concatenate([[0], np.cumsum(column.is_valid().to_numpy(False))])
+        columns.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column.drop_null()))
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)

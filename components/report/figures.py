@@ -1,0 +1,232 @@
+"""The charts of a report, by matplotlib: SVG for the page, PNG beside it.
+
+The SVG's ink is CSS variables, so that the page's light or dark theme colours
+it. Nothing is told by colour alone: series differ in marker or line, classes
+are drawn as their digits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# What matplotlib draws with, and the CSS variable that takes its place.
+INK = "#1b1f24"
+MUTED = "#656c76"
+GRID = "#d8dbe0"
+PAPER = "#fefefe"
+FIRST = "#2463b4"
+SECOND = "#c2571a"
+THIRD = "#6b7280"
+_VARIABLES = {
+    INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--surface",
+    FIRST: "--series-1", SECOND: "--series-2", THIRD: "--series-3",
+}  # fmt: skip
+# Ten hues that stand out on white and on near black.
+DIGIT_COLOURS = (
+    "#3b7dd8", "#d9652b", "#2e9e5b", "#d1495b", "#8a63d2",
+    "#9c6b3f", "#d65fa6", "#7a8291", "#a39a1c", "#1ba3b8",
+)  # fmt: skip
+
+# At 96 CSS pixels an inch a figure is as wide as a phone shows it.
+_WIDTH, _HEIGHT = 3.7, 2.75
+_PNG_DPI = 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A figure, drawn.
+
+    Attributes:
+      svg: For a page, with CSS variables for colours.
+      png: For everything else, on white.
+    """
+
+    svg: str
+    png: bytes
+
+
+@contextlib.contextmanager
+def _figure(width: float = _WIDTH, height: float = _HEIGHT) -> Iterator[tuple[Any, Any, list]]:
+    """A figure with axes; the chart is appended to the list at the end."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = {
+        "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.labelsize": 9,
+        "axes.spines.right": False, "axes.spines.top": False, "axes.grid": True,
+        "axes.axisbelow": True, "font.size": 9, "grid.color": GRID, "grid.linewidth": 0.7,
+        "legend.fontsize": 8.5, "legend.frameon": False, "lines.linewidth": 1.8,
+        "svg.fonttype": "none", "svg.hashsalt": "report", "text.color": INK,
+        "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    }  # fmt: skip
+    drawn: list[Chart] = []
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        yield figure, axes, drawn
+        drawn.append(Chart(_svg(figure), _png(figure)))
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    # Size comes from the page; the view box keeps the proportions.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace("DejaVu Sans", "inherit").replace("<svg ", '<svg role="img" ', 1)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_PNG_DPI, facecolor="white")
+    return buffer.getvalue()
+
+
+def loss_curves(curves: Mapping[str, Sequence[float]], ylabel: str, *, log: bool = True) -> Chart:
+    """Lines over epochs.
+
+    Args:
+      curves: By name; the first two are training and validation.
+      ylabel: What they are.
+      log: Whether the axis is logarithmic, where all values are positive.
+    """
+    with _figure() as (_, axes, drawn):
+        styles = ((FIRST, "-", "o"), (SECOND, "--", "s"), (THIRD, ":", "^"), (INK, "-.", "v"))
+        for (name, values), (colour, line, marker) in zip(curves.items(), styles):
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(
+                epochs, values, line, color=colour, label=name, marker=marker, markersize=3.5,
+                markevery=max(1, len(values) // 8),
+            )  # fmt: skip
+        everything = np.concatenate([np.asarray(v, float) for v in curves.values()])
+        if log and len(everything) and everything.min() > 0:
+            axes.set_yscale("log")
+            _plain_log_ticks(axes.yaxis, everything)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return drawn[0]
+
+
+def _plain_log_ticks(axis: Any, values: np.ndarray) -> None:
+    """Numbers as people write them, also where the range is below a decade."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
+    if values.max() / values.min() < 2:
+        axis.set_major_locator(ticker.MaxNLocator(5))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
+    """A row a digit, a mark a series.
+
+    Args:
+      series: Name to value by digit; the first is the model's.
+      xlabel: What the values are.
+    """
+    digits = sorted({digit for values in series.values() for digit in values})
+    with _figure(height=3.3) as (_, axes, drawn):
+        marks = ((FIRST, "o", 6.5), (THIRD, "D", 5), (SECOND, "|", 10))
+        for (name, values), (colour, marker, size) in zip(series.items(), marks):
+            places = [i for i, digit in enumerate(digits) if digit in values]
+            axes.plot(
+                [values[digits[i]] for i in places], places, marker, color=colour, label=name,
+                markersize=size, markeredgewidth=2 if marker == "|" else 1,
+                markerfacecolor="none" if marker == "D" else colour,
+            )  # fmt: skip
+        axes.set_yticks(range(len(digits)), digits)
+        axes.set_ylim(len(digits) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel("digit")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, handletextpad=0.2,
+                    columnspacing=1.0)  # fmt: skip
+    return drawn[0]
+
+
+def error_histogram(
+    errors: np.ndarray, threshold: float, strange: np.ndarray | None, strange_name: str
+) -> Chart:
+    """How the errors of normal images and of anomalies lie about the threshold.
+
+    Args:
+      errors: Of normal images, float [n].
+      threshold: Above it is an anomaly.
+      strange: Of anomalies, float [m], or None.
+      strange_name: What they are.
+    """
+    everything = errors if strange is None else np.concatenate([errors, strange])
+    edges = np.linspace(0, max(np.quantile(everything, 0.999), threshold * 1.1), 50)
+    with _figure() as (_, axes, drawn):
+        axes.hist(
+            np.clip(errors, 0, edges[-1]), edges, color=FIRST, alpha=0.85, label="eval images",
+            density=True,
+        )  # fmt: skip
+        if strange is not None:
+            axes.hist(
+                np.clip(strange, 0, edges[-1]), edges, histtype="step", color=SECOND, linewidth=1.8,
+                linestyle="--", label=strange_name, density=True,
+            )  # fmt: skip
+        axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.4f}")
+        axes.set_xlabel("reconstruction error (MSE)")
+        axes.set_ylabel("share")
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, columnspacing=1.0)
+    return drawn[0]
+
+
+def scatter(points: np.ndarray, labels: np.ndarray, xlabel: str, ylabel: str) -> Chart:
+    """Points in the plane, each drawn as its digit, or as a dot where it has none.
+
+    Args:
+      points: float [n, 2].
+      labels: int64 [n], -1 where unknown.
+      xlabel: Of the first axis, "" for one that has no meaning.
+      ylabel: Of the second.
+    """
+    from matplotlib import patheffects
+
+    with _figure(height=3.6) as (_, axes, drawn):
+        for digit in np.unique(labels):
+            of_digit = points[labels == digit]
+            known = digit >= 0
+            colour = DIGIT_COLOURS[digit] if known else FIRST
+            axes.plot(
+                of_digit[:, 0], of_digit[:, 1], linestyle="", color=colour, alpha=0.8,
+                marker=f"${digit}$" if known else ".", markersize=5.5, markeredgewidth=0.2,
+            )  # fmt: skip
+        for digit in np.unique(labels[labels >= 0]):
+            middle = np.median(points[labels == digit], axis=0)
+            axes.text(
+                *middle, str(digit), fontsize=15, fontweight="bold", ha="center", va="center",
+                color=INK, path_effects=[patheffects.withStroke(linewidth=4, foreground=PAPER)],
+            )  # fmt: skip
+        low, high = np.quantile(points, [0.002, 0.998], axis=0)
+        margin = (high - low) * 0.08 + 1e-6
+        axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
+        axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if not xlabel:
+            axes.set_xticks([])
+            axes.set_yticks([])
+    return drawn[0]
