@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.continuous import cli as continuous_cli
+from pipeline.uses import cli as uses_cli
 from serving import cli as serving_cli
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.set_defaults(run=_runs)
 
     continuous_cli.register(commands, _add_config_arguments, config_source)
+    uses_cli.register(commands, _add_root_argument)
     serving_cli.register(commands)
     return parser
 

@@ -1,0 +1,195 @@
+"""A leaderboard of runs, from the figures in ML Metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+from pipeline.errors import UserError
+from pipeline.history import RunRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A figure by which runs are compared.
+
+    Attributes:
+      key: In the properties of a RunReport, and on the command line.
+      title: Above the column.
+      show: A value as people read it.
+      descending: Whether more is better.
+    """
+
+    key: str
+    title: str
+    show: Callable[[Any], str]
+    descending: bool = False
+
+
+def _fixed(digits: int) -> Callable[[float], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+COLUMNS = (
+    Column("mse", "MSE", _fixed(5)),
+    Column("bce", "BCE", _fixed(4)),
+    Column("worst_mse", "worst digit", _fixed(5)),
+    Column("code_size", "code", _fixed(0)),
+    Column("bits_per_pixel", "bits/pixel", _fixed(2)),
+    Column("parameters", "parameters", _fixed(0)),
+    Column("training_seconds", "training s", _fixed(1)),
+    Column("model_bytes", "model kB", lambda value: f"{value / 1e3:,.0f}"),
+    Column("latency_ms", "latency ms", _fixed(1)),
+    Column("auroc", "AUROC", _fixed(4), descending=True),
+    Column("precision_at_10", "precision@10", _fixed(4), descending=True),
+    Column("knn_accuracy", "10-NN", _fixed(4), descending=True),
+)
+_WORDS = ("servable", "dataset")
+SORTABLE = (*_WORDS, *(column.key for column in COLUMNS))
+
+
+def leaderboard(
+    records: Sequence[RunRecord], sort: str, reverse: bool = False
+) -> list[dict[str, Any]]:
+    """Runs as plain values, best first; runs without the figure come last.
+
+    Args:
+      records: The runs.
+      sort: One of :data:`SORTABLE`.
+      reverse: Worst first.
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "run_id": record.run_id,
+            "model": record.properties.get("model"),
+            "servable": record.properties.get("servable"),
+            "dataset": record.properties.get("dataset"),
+            "blessed": bool(record.properties.get("blessed")),
+            "worst_digit": record.properties.get("worst_digit"),
+            "accuracy": record.properties.get("accuracy"),
+            "pca_mse": record.properties.get("pca_mse"),
+            "aupr": record.properties.get("aupr"),
+            **{column.key: record.properties.get(column.key) for column in COLUMNS},
+            "report": record.report_uri,
+        }
+        for record in records
+    ]
+    descending = any(column.key == sort and column.descending for column in COLUMNS)
+    known = sorted(
+        (row for row in rows if row[sort] is not None),
+        key=lambda row: row[sort],
+        reverse=descending != reverse,
+    )
+    return known + [row for row in rows if row[sort] is None]
+
+
+def show(stream: IO[str], rows: Sequence[dict]) -> None:
+    """Prints the leaderboard; the best of each column stands out where there is a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.console import make_console
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model")
+    for column in COLUMNS:
+        table.add_column(column.title, justify="right")
+    table.add_column("blessed")
+    several = len({row["dataset"] for row in rows}) > 1
+    if several:
+        table.add_column("data")
+    table.add_column("run")
+    best = {column.key: _best(rows, column) for column in COLUMNS}
+    for row in rows:
+        cells: list[str | Text] = [str(row["servable"])]
+        for column in COLUMNS:
+            text = _shown(row, column)
+            bold = len(rows) > 1 and row[column.key] is not None
+            bold = bold and row[column.key] == best[column.key]
+            cells.append(Text(text, style="bold" if bold else ""))
+        cells.append("yes" if row["blessed"] else "no")
+        if several:
+            cells.append(str(row["dataset"]))
+        table.add_row(*cells, row["run_id"])
+    make_console(stream).print(table)
+
+
+def _shown(row: dict, column: Column) -> str:
+    value = row[column.key]
+    if value is None:
+        return "-"
+    text = column.show(value)
+    return f"{row['worst_digit']}: {text}" if column.key == "worst_mse" else text
+
+
+def _best(rows: Sequence[dict], column: Column) -> Any:
+    values = [row[column.key] for row in rows if row[column.key] is not None]
+    return (max if column.descending else min)(values, default=None)
+
+
+# Pictures that reports have, in the order of the page.
+_PICTURES = (
+    ("reconstructions", "Reconstructions"),
+    ("worst_reconstructions", "Worst of each digit"),
+    ("denoising", "Denoising"),
+    ("losses_by_digit", "Losses by digit"),
+    ("errors", "Reconstruction errors"),
+    ("anomalies", "Anomalies"),
+    ("codes", "Codes"),
+    ("codes_pca", "Codes, PCA"),
+    ("codes_tsne", "Codes, t-SNE"),
+    ("codes_as_images", "Codes as images"),
+    ("search", "Image search"),
+    ("manifold", "Manifold"),
+    ("samples", "Random samples"),
+    ("styles", "One style, ten digits"),
+    ("training_loss", "Training"),
+)
+
+
+def write_page(path: str, rows: Sequence[dict]) -> None:
+    """Writes one self-contained page: the leaderboard, and the reports' pictures side by side.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    from components.report import page
+
+    pictures = []
+    for name, title in _PICTURES:
+        found = [_picture(row["report"], name) for row in rows]
+        if any(found):
+            pictures.append((title, found))
+    text = (
+        page.environment()
+        .get_template("compare.html.j2")
+        .render(
+            rows=rows,
+            columns=[
+                (column.title, column.key, [_shown(row, column) for row in rows],
+                 [row[column.key] == _best(rows, column) for row in rows])
+                for column in COLUMNS
+            ],
+            pictures=pictures,
+        )
+    )  # fmt: skip
+    target = pathlib.Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
+
+
+def _picture(report: str | None, name: str) -> bytes | None:
+    if report is None:
+        return None
+    try:
+        return (pathlib.Path(report) / "pictures" / f"{name}.png").read_bytes()
+    except OSError:
+        return None

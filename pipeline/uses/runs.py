@@ -1,0 +1,97 @@
+"""Finds the run that a person means, and what it left."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+from pipeline.errors import UserError
+from pipeline.history import RunRecord
+
+# As path_utils.serving_model_path has it, without importing TFX.
+_SERVING_FOLDER = "Format-Serving"
+
+
+def all_runs(root: str) -> list[RunRecord]:
+    """Complete runs in a root, oldest first.
+
+    Raises:
+      UserError: There is none.
+    """
+    path = os.path.join(os.path.abspath(root), "metadata.sqlite")
+    records = []
+    if os.path.exists(path):
+        from pipeline import history
+
+        records = [r for r in history.runs(history.open_store(path)) if r.state == "complete"]
+    if not records:
+        raise UserError(
+            f"no complete run in {os.path.abspath(root)}; start one with 'mnist-ae run' or set "
+            "--root"
+        )
+    return records
+
+
+def choose(records: list[RunRecord], given: str | None) -> RunRecord:
+    """The run that is called ``given``.
+
+    Args:
+      records: Complete runs, oldest first.
+      given: A run, the beginning of one, or what a model is served as, whose
+        last run is meant; None is the last run of all.
+
+    Raises:
+      UserError: No such run.
+    """
+    if given is None:
+        return records[-1]
+    for matches in (
+        [r for r in records if r.run_id == given],
+        [r for r in records if r.properties.get("servable") == given],
+        [r for r in records if r.properties.get("model") == given],
+        [r for r in records if r.run_id.startswith(given)],
+    ):
+        if matches:
+            return matches[-1]
+    servables = sorted({str(r.properties.get("servable")) for r in records})
+    raise UserError(
+        f"no run or model {given!r}; models: {', '.join(servables)}; "
+        f"last run: {records[-1].run_id} (see 'mnist-ae runs')"
+    )
+
+
+def last_of_each(records: list[RunRecord]) -> list[RunRecord]:
+    """The last run of every servable."""
+    return list({r.properties.get("servable"): r for r in records}.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Folders that a run left.
+
+    Attributes:
+      model: Its SavedModel, pushed or not.
+      index: Its image index.
+    """
+
+    model: pathlib.Path
+    index: pathlib.Path
+
+
+def outputs(root: str, record: RunRecord) -> Outputs:
+    """Where a run's model and index are.
+
+    Raises:
+      UserError: The run is older than the index, or its files are gone.
+    """
+    from pipeline import history
+
+    store = history.open_store(os.path.join(os.path.abspath(root), "metadata.sqlite"))
+    uris = history.output_uris(store, record.run_id)
+    missing = [name for name in ("Model", "ImageIndex") if not os.path.isdir(uris.get(name, ""))]
+    if missing:
+        raise UserError(
+            f"run {record.run_id} has no {' and no '.join(missing)}; run the same model again"
+        )
+    return Outputs(pathlib.Path(uris["Model"]) / _SERVING_FOLDER, pathlib.Path(uris["ImageIndex"]))
