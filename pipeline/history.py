@@ -103,18 +103,6 @@ def node_execution(
     return None
 
 
-def output_uris(store: metadata_store.MetadataStore, run_id: str) -> dict[str, str]:
-    """Where the artifacts are that a run made or took from the cache, by type.
-
-    Of a type that several components write, the last one's.
-    """
-    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
-    if context is None:
-        return {}
-    executions = store.get_executions_by_context(context.id)
-    return {artifact.type: artifact.uri for artifact in _outputs(store, executions, None)}
-
-
 def _record(
     store: metadata_store.MetadataStore, context: metadata_store_pb2.Context
 ) -> RunRecord | None:
@@ -165,14 +153,13 @@ def _record(
 def _outputs(
     store: metadata_store.MetadataStore,
     executions: list[metadata_store_pb2.Execution],
-    type_name: str | None,
+    type_name: str,
 ) -> list[metadata_store_pb2.Artifact]:
-    """Outputs of a type, or of every type, in the order they were made."""
     outputs = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.DECLARED_OUTPUT)
     events = store.get_events_by_execution_ids([e.id for e in executions])
     ids = [event.artifact_id for event in events if event.type in outputs]
     artifacts = store.get_artifacts_by_id(sorted(set(ids)))
-    return [a for a in artifacts if type_name in (a.type, None)]
+    return [a for a in artifacts if a.type == type_name]
 
 
 def _node_id(store: metadata_store.MetadataStore, execution: metadata_store_pb2.Execution) -> str:

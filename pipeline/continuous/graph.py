@@ -205,9 +205,7 @@ def span_nodes(
             )
         ),
     ).with_id("Pusher")
-    index = ImageIndex(
-        examples=examples, model=model, reference=reference_pca.outputs["reference"]
-    )
+    index = ImageIndex(examples=examples, model=model, reference=reference_pca.outputs["reference"])
     report = RunReport(
         examples=examples,
         model=model,

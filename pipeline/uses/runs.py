@@ -88,10 +88,12 @@ def outputs(root: str, record: RunRecord) -> Outputs:
     from pipeline import history
 
     store = history.open_store(os.path.join(os.path.abspath(root), "metadata.sqlite"))
-    uris = history.output_uris(store, record.run_id)
-    missing = [name for name in ("Model", "ImageIndex") if not os.path.isdir(uris.get(name, ""))]
-    if missing:
-        raise UserError(
-            f"run {record.run_id} has no {' and no '.join(missing)}; run the same model again"
-        )
-    return Outputs(pathlib.Path(uris["Model"]) / _SERVING_FOLDER, pathlib.Path(uris["ImageIndex"]))
+    folders = {}
+    for name in ("Model", "ImageIndex"):
+        artifacts = history.outputs_of_run(store, record.run_id, name)
+        if not artifacts or not os.path.isdir(artifacts[-1].uri):
+            raise UserError(
+                f"run {record.run_id} has no {name}; run the same model again with 'mnist-ae run'"
+            )
+        folders[name] = pathlib.Path(artifacts[-1].uri)
+    return Outputs(folders["Model"] / _SERVING_FOLDER, folders["ImageIndex"])
