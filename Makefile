@@ -75,7 +75,7 @@ $(VENV)/.complete: $(LOCK) pyproject.toml setup.py Makefile | $(UV)
 lock: | $(UV)
 	@for spec in "tfx-1.16 3.10 x86_64-manylinux_2_28" "tfx-1.21 3.12 x86_64-manylinux_2_39"; do \
 	  set -- $$spec; \
-	  $(UV) pip compile --quiet pyproject.toml --extra dev --python-version $$2 --python-platform $$3 \
+	  $(UV) pip compile --quiet pyproject.toml --extra dev --extra kubeflow --python-version $$2 --python-platform $$3 \
 	    --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --constraint requirements/$$1.in --output-file requirements/$$1.txt || exit 1; \
 	done

@@ -55,9 +55,12 @@ def per_image_bce(images: tf.Tensor, reconstruction: tf.Tensor) -> tf.Tensor:
 
 
 def per_image_bce_from_logits(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """As :func:`per_image_bce`, from the sigmoid's input: exact and stable."""
-    bce = tf.nn.sigmoid_cross_entropy_with_logits(labels=images, logits=logits)
-    return tf.reduce_mean(bce, axis=(1, 2))
+    """As :func:`per_image_bce`, from the sigmoid's input: exact and stable.
+
+    The same as ``tf.nn.sigmoid_cross_entropy_with_logits`` in a third of its
+    passes over the pixels, forward and backward.
+    """
+    return tf.reduce_mean(tf.nn.softplus(logits) - logits * images, axis=(1, 2))
 
 
 def per_image_mse(images: tf.Tensor, reconstruction: tf.Tensor) -> tf.Tensor:
