@@ -1,1 +1,1 @@
-"""The same pipeline on Kubeflow Pipelines (to come)."""
+"""The same pipeline on Kubeflow Pipelines."""

@@ -20,6 +20,7 @@ import annotated_types
 import pydantic
 import yaml
 
+from pipeline.cluster import KubeflowConfig
 from pipeline.errors import UserError
 from trainer.models.catalogue import (
     Hyperparameters,
@@ -255,6 +256,7 @@ class PipelineConfig:
       pusher: Where models are served from.
       beam: Beam's pipeline options, by name.
       continuous: How spans of new images are trained on.
+      kubeflow: What a cluster has to provide.
     """
 
     name: str = "mnist-autoencoder"
@@ -269,6 +271,7 @@ class PipelineConfig:
     pusher: PusherConfig = PusherConfig()
     beam: dict[str, BeamValue] = dataclasses.field(default_factory=dict)
     continuous: ContinuousConfig = ContinuousConfig()
+    kubeflow: KubeflowConfig = KubeflowConfig()
 
     @property
     def servable(self) -> str:
@@ -326,12 +329,17 @@ def load(path: str | None, assignments: Sequence[str] = ()) -> PipelineConfig:
       UserError: Unreadable file, no YAML, unknown key, wrong type or value; the
         message names the key, where it stands and the nearest known one.
     """
+    return parse(read(path, assignments), where=path or "command line")
+
+
+def read(path: str | None, assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """What :func:`load` parses: the file's mapping with the assignments in it."""
     values: dict[str, Any] = {}
     if path is not None:
         values = _read_yaml(path)
     for assignment in assignments:
-        _assign(values, assignment)
-    return parse(values, where=path or "command line")
+        assign(values, assignment)
+    return values
 
 
 def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineConfig:
@@ -400,7 +408,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def _assign(values: dict[str, Any], assignment: str) -> None:
+def assign(values: dict[str, Any], assignment: str) -> None:
+    """Puts ``a.b=value`` into a mapping that :func:`parse` takes.
+
+    Raises:
+      UserError: No such form, or the value is not YAML.
+    """
     key, sign, text = assignment.partition("=")
     if not sign or not key:
         raise UserError(f"--set {assignment}: expected KEY=VALUE, such as trainer.epochs=10")
@@ -488,6 +501,11 @@ def _refuse_unknown(
         inner = _dataclass_of(hints[key])
         if inner is not None:
             _refuse_unknown(inner, value, where, (*prefix, key), subject)
+        elif typing.get_origin(hints[key]) is dict and isinstance(value, Mapping):
+            entry = _dataclass_of(typing.get_args(hints[key])[1])
+            if entry is not None:
+                for name, inner_value in value.items():
+                    _refuse_unknown(entry, inner_value, where, (*prefix, key, name), subject)
 
 
 def _dataclass_of(hint: Any) -> type | None:

@@ -93,14 +93,30 @@ def run(store: metadata_store.MetadataStore, run_id: str) -> RunRecord:
 def node_execution(
     store: metadata_store.MetadataStore, run_id: str, node_id: str
 ) -> metadata_store_pb2.Execution | None:
-    """The execution of a node in a run, or None."""
+    """The last execution of a node in a run, or None."""
+    executions = node_executions(store, run_id, node_id)
+    return executions[-1] if executions else None
+
+
+def node_executions(
+    store: metadata_store.MetadataStore, run_id: str, node_id: str
+) -> list[metadata_store_pb2.Execution]:
+    """The executions of a node in a run, one an attempt, oldest first."""
     context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
     if context is None:
-        return None
-    for execution in store.get_executions_by_context(context.id):
-        if _node_id(store, execution) == node_id:
-            return execution
-    return None
+        return []
+    executions = store.get_executions_by_context(context.id)
+    return sorted((e for e in executions if _node_id(store, e) == node_id), key=lambda e: e.id)
+
+
+def run_outputs(
+    store: metadata_store.MetadataStore, run_id: str, type_name: str
+) -> list[metadata_store_pb2.Artifact]:
+    """The artifacts of a type that the nodes of a run put out."""
+    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
+    if context is None:
+        return []
+    return _outputs(store, store.get_executions_by_context(context.id), type_name)
 
 
 def _record(

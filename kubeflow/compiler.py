@@ -1,0 +1,366 @@
+"""Compiles the pipeline for Kubeflow Pipelines: one KFP task a TFX node.
+
+``create_pipeline`` gives the graph; the KFP SDK writes it down as container
+components, each of which runs ``python -m kubeflow.node`` in the project's
+image. KFP has the run, the schedule, the retries and the machines; TFX keeps
+its resolvers, cache and lineage, against one ML Metadata store. The node makes
+the same graph again from the configuration that stands in its arguments, so
+that every run parameter reaches every place that depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.cluster import KubeflowConfig, NodeConfig
+from pipeline.config import PipelineConfig
+from pipeline.errors import UserError
+
+TRAINING_NODES = ("Trainer", "Tuner")
+# Node arguments that are run parameters, and what they are for people.
+PARAMETERS = {
+    "model": "Which autoencoder; see 'mnist-ae models'.",
+    "epochs": "Passes over the training images; 0 is the model's own default.",
+    "data_dir": "Folder with the IDX files, or with span-N folders of them.",
+    "span": "Which span of the data folder: 'latest' or a number.",
+    "pipeline_root": "Where artifacts go.",
+    "push_dir": "Folder above the servables, that TensorFlow Serving reads.",
+}
+# For kfp, which reads annotations and cannot do with postponed ones.
+_TYPES = {name: int if name == "epochs" else str for name in PARAMETERS}
+
+_TASK_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9]*")
+_PIPELINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_MAX_RETRIES = 10
+_MAX_BACKOFF_SECONDS = 3_600
+_UNSUPPORTED_ROOTS = ("s3://", "minio://")
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A node of the graph.
+
+    Attributes:
+      id: TFX's.
+      task: KFP's name of it.
+      upstream: Identifiers of the nodes that it waits for.
+    """
+
+    id: str
+    task: str
+    upstream: tuple[str, ...]
+
+
+def task_name(node_id: str) -> str:
+    """``MnistExampleGen`` to ``mnist-example-gen``."""
+    return _CAMEL.sub("-", node_id).replace("_", "-").lower()
+
+
+def graph(config: PipelineConfig) -> list[Node]:
+    """The nodes of ``create_pipeline(config)`` in topological order."""
+    from ml_metadata.proto import metadata_store_pb2
+    from tfx.dsl.compiler import compiler
+
+    from pipeline.pipeline import create_pipeline
+
+    nowhere = metadata_store_pb2.ConnectionConfig()
+    nowhere.fake_database.SetInParent()
+    ir = compiler.Compiler().compile(
+        create_pipeline(
+            config,
+            data_folder=config.kubeflow.data_dir,
+            metadata_connection=nowhere,
+            pipeline_root=config.kubeflow.pipeline_root,
+        )
+    )
+    nodes = [node.pipeline_node for node in ir.nodes]
+    return [
+        Node(n.node_info.id, task_name(n.node_info.id), tuple(sorted(n.upstream_nodes)))
+        for n in nodes
+    ]
+
+
+def compile_pipeline(config: PipelineConfig, values: Mapping[str, Any]) -> str:
+    """Compiles the pipeline.
+
+    Args:
+      config: What to run.
+      values: The mapping that ``config`` was parsed from; the nodes parse it again.
+
+    Returns:
+      KFP v2 YAML: the pipeline spec and, where there are volumes, secrets or
+      node selectors, the platform spec as a second document. The same for the
+      same input.
+
+    Raises:
+      UserError: A backend would refuse it, or it could not work there.
+    """
+    check(config)
+    nodes = graph(config)
+    _check_nodes(config.kubeflow, [node.id for node in nodes])
+    text = _write(config, _shipped(values), nodes)
+    check_spec(text)
+    return text
+
+
+def check(config: PipelineConfig) -> None:
+    """Refuses what cannot work on a cluster, naming the field; needs no TFX."""
+    cluster = config.kubeflow
+    if not _PIPELINE_NAME.fullmatch(config.name):
+        raise UserError(
+            f"name: {config.name!r} is no name for a KFP pipeline: lower-case letters, digits and "
+            "hyphens"
+        )
+    for field in ("pipeline_root", "push_dir", "data_dir"):
+        _check_place(cluster, field, getattr(cluster, field))
+    scheme = cluster.metadata_url.partition("://")[0]
+    if scheme not in ("mysql", "grpc", "sqlite"):
+        raise UserError(
+            f"kubeflow.metadata_url: {cluster.metadata_url!r} is no ML Metadata store; expected "
+            "mysql://USER@HOST:PORT/DATABASE, grpc://HOST:PORT or sqlite:///PATH"
+        )
+    _check_beam(config)
+
+
+def _check_place(cluster: KubeflowConfig, field: str, place: str) -> None:
+    if place.startswith(_UNSUPPORTED_ROOTS):
+        raise UserError(
+            f"kubeflow.{field}: {place}: TensorFlow has no file system for "
+            f"{place.partition('://')[0]}:// and TensorFlow Serving dropped S3 in 2.7; use gs:// "
+            "or a folder on a volume"
+        )
+    if place.startswith("gs://") and field != "data_dir":
+        return
+    if "://" in place or not os.path.isabs(place):
+        where = "a folder" if field == "data_dir" else "gs:// or a folder"
+        raise UserError(
+            f"kubeflow.{field}: {place!r}: expected {where} on the volume, such as "
+            f"{os.path.join(cluster.mount_path, field)}"
+        )
+    inside = os.path.normpath(place).startswith(os.path.normpath(cluster.mount_path) + os.sep)
+    if cluster.volume_claim and not inside:
+        raise UserError(
+            f"kubeflow.{field}: {place}: not on the volume (mounted at {cluster.mount_path}), so "
+            "that no other pod would see it"
+        )
+
+
+def _check_beam(config: PipelineConfig) -> None:
+    runner = str(config.beam.get("runner", "DirectRunner"))
+    environment = config.beam.get("environment_type")
+    if runner in ("FlinkRunner", "SparkRunner", "PortableRunner") and environment in (
+        None,
+        "LOOPBACK",
+        "DOCKER",
+    ):
+        raise UserError(
+            f"beam.environment_type: {environment}: the workers of {runner} cannot reach the pod "
+            "or Docker; use EXTERNAL with beam.environment_config=localhost:50000 (the worker pool "
+            "beside each task manager, see docs/kubeflow.md)"
+        )
+
+
+def _check_nodes(cluster: KubeflowConfig, known: Sequence[str]) -> None:
+    for node_id in cluster.nodes:
+        if node_id not in known:
+            near = difflib.get_close_matches(node_id, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"kubeflow.nodes: no node {node_id!r} in this pipeline; {hint}")
+    for node_id in known:
+        node = cluster.node(node_id)
+        where = f"kubeflow.nodes.{node_id}"
+        if node.gpus and node_id not in TRAINING_NODES:
+            raise UserError(
+                f"{where}.gpus: {node.gpus}: only nodes that train use a GPU "
+                f"({', '.join(TRAINING_NODES)}); it would stand idle"
+            )
+        if (node.retries or 0) > _MAX_RETRIES:
+            raise UserError(f"{where}.retries: {node.retries}: at most {_MAX_RETRIES}")
+        if (node.backoff_seconds or 0) > _MAX_BACKOFF_SECONDS:
+            raise UserError(
+                f"{where}.backoff_seconds: {node.backoff_seconds}: at most {_MAX_BACKOFF_SECONDS}"
+            )
+
+
+def _shipped(values: Mapping[str, Any]) -> str:
+    """What of a configuration a node needs, as JSON: not what KFP does already."""
+    shipped = {key: value for key, value in values.items() if key not in ("root", "kubeflow")}
+    cluster = dict(values.get("kubeflow") or {})
+    if "workers" in cluster:
+        wanted = ("workers", "image", "namespace", "volume_claim", "mount_path")
+        shipped["kubeflow"] = {key: cluster[key] for key in wanted if key in cluster}
+    data = {k: v for k, v in (shipped.get("data") or {}).items() if k != "dir"}
+    if "data" in shipped:
+        shipped["data"] = data
+    return json.dumps(shipped, sort_keys=True)
+
+
+def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
+    with warnings.catch_warnings():
+        # kfp warns of every Python version that is not its newest.
+        warnings.simplefilter("ignore")
+        from kfp import compiler as kfp_compiler
+        from kfp import dsl
+
+        cluster = config.kubeflow
+        components = {node.id: _component(config, shipped, node) for node in nodes}
+
+        def pipeline(
+            model: str = config.model.name,
+            epochs: int = config.trainer.epochs or 0,
+            data_dir: str = cluster.data_dir,
+            span: str = str(cluster.span),
+            pipeline_root: str = cluster.pipeline_root,
+            push_dir: str = cluster.push_dir,
+        ):
+            arguments = {
+                "model": model,
+                "epochs": epochs,
+                "data_dir": data_dir,
+                "span": span,
+                "pipeline_root": pipeline_root,
+                "push_dir": push_dir,
+            }
+            tasks: dict[str, Any] = {}
+            for node in nodes:
+                task = components[node.id](**arguments)
+                for upstream in node.upstream:
+                    task.after(tasks[upstream])
+                _equip(task, cluster, cluster.node(node.id))
+                tasks[node.id] = task
+
+        pipeline.__annotations__ = dict(_TYPES)
+        pipeline.__doc__ = "\n".join(
+            ["Images in, a served autoencoder out.", "", "Args:"]
+            + [f"    {name}: {text}" for name, text in PARAMETERS.items()]
+        )
+        decorated = dsl.pipeline(name=config.name)(pipeline)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "pipeline.yaml"
+            kfp_compiler.Compiler().compile(decorated, str(path))
+            return path.read_text(encoding="utf-8")
+
+
+def _component(config: PipelineConfig, shipped: str, node: Node) -> Any:
+    from kfp import dsl
+
+    settings = config.kubeflow.node(node.id)
+
+    def run_node(
+        model: str, epochs: int, data_dir: str, span: str, pipeline_root: str, push_dir: str
+    ):
+        return dsl.ContainerSpec(
+            image=config.kubeflow.image,
+            command=["python", "-m", "kubeflow.node"],
+            args=[
+                f"--node={node.id}",
+                f"--config={shipped}",
+                f"--metadata-url={config.kubeflow.metadata_url}",
+                f"--timeout={settings.timeout_seconds or 0}",
+                "--run-id",
+                dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                "--model",
+                model,
+                "--epochs",
+                epochs,
+                "--data-dir",
+                data_dir,
+                "--span",
+                span,
+                "--pipeline-root",
+                pipeline_root,
+                "--push-dir",
+                push_dir,
+            ],
+        )
+
+    run_node.__name__ = node.task.replace("-", "_")
+    run_node.__annotations__ = dict(_TYPES)
+    return dsl.container_component(run_node)
+
+
+def _equip(task: Any, cluster: KubeflowConfig, node: NodeConfig) -> None:
+    """Gives a task what its node is to have."""
+    from kfp import kubernetes
+
+    # KFP cannot see that the data changed; TFX's own cache can.
+    task.set_caching_options(False)
+    for value, setters in (
+        (node.cpu, (task.set_cpu_request, task.set_cpu_limit)),
+        (node.memory, (task.set_memory_request, task.set_memory_limit)),
+    ):
+        if value is not None:
+            for setter in setters:
+                setter(str(value))
+    if node.gpus:
+        task.set_accelerator_type("nvidia.com/gpu")
+        task.set_accelerator_limit(node.gpus)
+    if node.retries:
+        task.set_retry(
+            num_retries=node.retries,
+            backoff_duration=f"{node.backoff_seconds}s",
+            backoff_factor=2.0,
+            backoff_max_duration=f"{_MAX_BACKOFF_SECONDS}s",
+        )
+    for name, value in sorted(node.env.items()):
+        task.set_env_variable(name, value)
+    for name, reference in sorted(node.secrets.items()):
+        secret, _, key = reference.partition("/")
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: name})
+    if cluster.volume_claim:
+        kubernetes.mount_pvc(task, pvc_name=cluster.volume_claim, mount_path=cluster.mount_path)
+    for label, value in sorted(node.node_selector.items()):
+        kubernetes.add_node_selector(task, label_key=label, label_value=value)
+
+
+def check_spec(text: str) -> None:
+    """Checks compiled YAML by the rules of a KFP v2 backend.
+
+    The SDK's own parser passes some files that a backend refuses.
+
+    Raises:
+      UserError: Naming task and rule.
+    """
+    import yaml
+    from google.protobuf import json_format
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    spec, *platform = list(yaml.safe_load_all(text))
+    try:
+        json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    except json_format.ParseError as e:
+        raise UserError(f"the compiled pipeline is no KFP pipeline spec: {e}") from None
+    if spec["schemaVersion"] != "2.1.0":
+        raise UserError(f"schemaVersion {spec['schemaVersion']}: KFP 2 takes 2.1.0")
+    executors = spec["deploymentSpec"]["executors"]
+    for name, executor in executors.items():
+        if set(executor) != {"container"}:
+            raise UserError(f"{name}: KFP runs containers only, not {', '.join(sorted(executor))}")
+    for name, parameter in spec["root"].get("inputDefinitions", {}).get("parameters", {}).items():
+        if "defaultValue" not in parameter:
+            raise UserError(f"parameter {name}: has no default, so that no schedule could run it")
+    tasks = spec["root"]["dag"]["tasks"]
+    for name, task in tasks.items():
+        if not _TASK_NAME.fullmatch(name):
+            raise UserError(f"task {name!r}: KFP allows letters, digits and hyphens only")
+        for upstream in task.get("dependentTasks", []):
+            if upstream not in tasks:
+                raise UserError(f"task {name}: waits for {upstream}, which is not in the pipeline")
+        if task.get("cachingOptions", {}).get("enableCache"):
+            raise UserError(f"task {name}: KFP's cache is on, which cannot see that data changed")
+        if task["componentRef"]["name"] not in spec["components"]:
+            raise UserError(f"task {name}: its component is not in the pipeline")
+    for document in platform:
+        for known in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]:
+            if known not in executors:
+                raise UserError(f"platform settings of {known}, which is not in the pipeline")

@@ -1,0 +1,321 @@
+"""Runs one node of the pipeline in a container: ``python -m kubeflow.node``.
+
+The graph is made from the configuration, as everywhere, and TFX's own launcher
+runs the node against the shared ML Metadata store. KFP may kill it and start it
+again at any time: an attempt that ended well is not repeated, what another one
+left unfinished is cleared away first.
+
+Exit codes: 0 done, 1 the component failed, 2 bad configuration or data, 3 the
+metadata store does not answer, 124 out of time, 143 cancelled. The last line on
+stderr says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+_logger = logging.getLogger("kubeflow.node")
+
+EXIT_TIMEOUT = 124
+EXIT_CANCELLED = 143
+_SPAN_FOLDER = re.compile(r"span-\d+")
+_VERSION_FOLDER = re.compile(r"version-\d+")
+_LAUNCH_TRIES = 5
+_EXAMPLE_GEN = "MnistExampleGen"
+
+
+class Interrupted(BaseException):
+    """The node was cancelled or ran out of time.
+
+    No Exception, so that nothing on the way takes it for a component's error.
+    """
+
+    def __init__(self, reason: str, exit_code: int):
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
+class _JsonFormatter(logging.Formatter):
+    """A line of JSON a record, as log collectors want it."""
+
+    def __init__(self, node: str, run_id: str):
+        super().__init__()
+        self._facts = {"node": node, "run": run_id}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "severity": record.levelname,
+            **self._facts,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the node's arguments, which the compiled pipeline holds."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kubeflow.node", description="Run one node of the pipeline."
+    )
+    parser.add_argument("--node", required=True, metavar="ID", help="TFX's identifier of the node")
+    parser.add_argument("--config", default="{}", metavar="JSON", help="the configuration")
+    parser.add_argument("--run-id", required=True, metavar="ID", help="of the run, from KFP")
+    parser.add_argument("--metadata-url", required=True, metavar="URL", help="ML Metadata store")
+    parser.add_argument("--model", metavar="NAME", help="which autoencoder")
+    parser.add_argument("--epochs", type=int, default=0, help="0 is the model's own default")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="IDX files, or spans of them")
+    parser.add_argument("--span", default="latest", help="'latest' or a number")
+    parser.add_argument("--pipeline-root", required=True, metavar="DIR", help="of the artifacts")
+    parser.add_argument("--push-dir", required=True, metavar="DIR", help="above the servables")
+    parser.add_argument(
+        "--timeout", type=int, default=0, metavar="SECONDS", help="0 never gives up"
+    )
+    parser.add_argument(
+        "--metadata-patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for a metadata store that is not up",
+    )
+    return parser
+
+
+def node_config(args: argparse.Namespace) -> Any:
+    """The configuration with the run parameters in it.
+
+    Raises:
+      UserError: It does not parse, or a parameter does not fit.
+    """
+    from pipeline import config
+    from pipeline.errors import UserError
+
+    try:
+        values = json.loads(args.config)
+    except ValueError as e:
+        raise UserError(f"--config: not JSON ({e})") from None
+    if not isinstance(values, dict):
+        raise UserError("--config: expected a JSON object")
+    assignments = [f"pusher.dir={json.dumps(args.push_dir)}", 'root="/nowhere"']
+    if args.model:
+        assignments.append(f"model={json.dumps(args.model)}")
+    if args.epochs:
+        assignments.append(f"trainer.epochs={args.epochs}")
+    for assignment in assignments:
+        config.assign(values, assignment)
+    return config.parse(values, where=f"node {args.node}")
+
+
+def data_source(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
+    """Where ``create_pipeline`` finds the images: folder, pattern and span.
+
+    Raises:
+      UserError: The span is no number, or there are no spans.
+      DataError: The files are missing or damaged.
+    """
+    from components.mnist_example_gen import datasets
+    from pipeline.errors import UserError
+
+    span = None
+    if args.span != "latest":
+        if not args.span.isdigit():
+            raise UserError(f"--span {args.span!r}: expected 'latest' or a number")
+        span = int(args.span)
+    names = os.listdir(args.data_dir) if os.path.isdir(args.data_dir) else []
+    spans = [name for name in names if _SPAN_FOLDER.fullmatch(name)]
+    if spans:
+        inner = os.listdir(os.path.join(args.data_dir, spans[0]))
+        versioned = any(_VERSION_FOLDER.fullmatch(name) for name in inner)
+        pattern = "span-{SPAN}" + ("/version-{VERSION}" if versioned else "")
+        if span is not None and f"span-{span}" not in spans:
+            known = ", ".join(sorted((s[5:] for s in spans), key=int))
+            raise UserError(f"{args.data_dir}: no span {span}; there are {known}")
+        return {"data_folder": args.data_dir, "data_pattern": pattern, "data_span": span}
+    if span is not None:
+        raise UserError(f"{args.data_dir}: no folders span-N, so there is no span {span}")
+    found = datasets.find(dataset, args.data_dir or None, allow_download=False)
+    return {"data_folder": found.folder}
+
+
+def run_node(args: argparse.Namespace) -> None:
+    """Runs the node, once more or for the first time.
+
+    Raises:
+      UserError: Bad configuration.
+      StoreUnreachableError: No metadata store.
+      RunError: The component failed.
+      Interrupted: Cancelled, or out of time.
+    """
+    config = node_config(args)
+    # What takes seconds to import comes after what is likely to be wrong.
+    from kubeflow import store as stores
+
+    password = os.environ.get("MNIST_AE_METADATA_PASSWORD")
+    connection = stores.connection(args.metadata_url, password)
+    store = stores.open_store(connection, args.metadata_url, args.metadata_patience)
+    if stores.is_finished(store, args.run_id, args.node):
+        _logger.info("%s is done already, by an earlier attempt", args.node)
+        return
+    if stores.close_attempts(store, args.run_id, args.node, args.pipeline_root):
+        _logger.info("%s was interrupted before; it starts again", args.node)
+    ir = compile_graph(config, args, labelled=stores.labelled_examples(store, args.run_id))
+    try:
+        for attempt in range(1, _LAUNCH_TRIES + 1):
+            try:
+                _launch(ir, args.node, connection)
+                break
+            except stores.TRANSIENT as e:
+                if attempt == _LAUNCH_TRIES:
+                    raise
+                # Other nodes write to the same store; the first wins, the others try again.
+                _logger.warning("metadata store: %s; trying again", e)
+                stores.close_attempts(store, args.run_id, args.node, args.pipeline_root)
+                time.sleep(attempt)
+        if not is_resolver(ir, args.node) and not stores.is_finished(store, args.run_id, args.node):
+            from pipeline.errors import RunError
+
+            raise RunError(f"{args.node} did not run: an input is missing")
+    except Interrupted as e:
+        from ml_metadata.proto import metadata_store_pb2
+
+        cancelled = e.exit_code == EXIT_CANCELLED
+        state = metadata_store_pb2.Execution
+        stores.close_attempts(
+            store,
+            args.run_id,
+            args.node,
+            args.pipeline_root,
+            state=state.CANCELED if cancelled else state.FAILED,
+        )
+        raise
+
+
+def compile_graph(config: Any, args: argparse.Namespace, *, labelled: bool) -> Any:
+    """TFX's intermediate representation of the whole graph, for this run.
+
+    Raises:
+      UserError: It has no such node.
+    """
+    from ml_metadata.proto import metadata_store_pb2
+    from tfx.dsl.compiler import compiler, constants
+    from tfx.orchestration.portable import runtime_parameter_utils
+
+    from pipeline.errors import UserError
+    from pipeline.pipeline import create_pipeline
+
+    # Only one node reads the images; the others need not find them again.
+    source: dict[str, Any] = {"data_folder": args.data_dir or "/nowhere"}
+    if args.node == _EXAMPLE_GEN:
+        source = data_source(args, config.data.dataset)
+    nowhere = metadata_store_pb2.ConnectionConfig()
+    nowhere.fake_database.SetInParent()
+    ir = compiler.Compiler().compile(
+        create_pipeline(
+            config,
+            labelled=labelled,
+            metadata_connection=nowhere,
+            pipeline_root=args.pipeline_root,
+            **source,
+        )
+    )
+    runtime_parameter_utils.substitute_runtime_parameter(
+        ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: args.run_id}
+    )
+    known = [node.pipeline_node.node_info.id for node in ir.nodes]
+    if args.node not in known:
+        raise UserError(
+            f"no node {args.node!r} in the graph of this image; compile the pipeline again with "
+            f"the image's version (known: {', '.join(known)})"
+        )
+    return ir
+
+
+def is_resolver(ir: Any, node_id: str) -> bool:
+    """Whether a node only looks things up, and leaves no execution where it finds nothing."""
+    return any(
+        node.pipeline_node.node_info.id == node_id
+        and node.pipeline_node.node_info.type.name.endswith("Resolver")
+        for node in ir.nodes
+    )
+
+
+def _launch(ir: Any, node_id: str, connection: Any) -> None:
+    from tfx.orchestration.local import runner_utils
+
+    from pipeline import local_runner
+
+    node = next(n.pipeline_node for n in ir.nodes if n.pipeline_node.node_info.id == node_id)
+    deployment = runner_utils.extract_local_deployment_config(ir)
+    local_runner.launch_node(ir, node, deployment, connection)
+
+
+@contextlib.contextmanager
+def _interruptible(timeout: int) -> Iterator[None]:
+    """Turns SIGTERM and the time limit into :class:`Interrupted`."""
+
+    def cancelled(signum: int, frame: Any) -> NoReturn:
+        # Once is enough: what follows must be left to clean up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted("cancelled (SIGTERM)", EXIT_CANCELLED)
+
+    def late(signum: int, frame: Any) -> NoReturn:
+        raise Interrupted(f"gave up after its {timeout} s (kubeflow timeout_seconds)", EXIT_TIMEOUT)
+
+    signal.signal(signal.SIGTERM, cancelled)
+    signal.signal(signal.SIGALRM, late)
+    if timeout:
+        signal.alarm(timeout)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a node; see the module for the exit codes."""
+    args = make_parser().parse_args(argv)
+    # TFX's Beam executors read the command line as absl flags.
+    del sys.argv[1:]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter(args.node, args.run_id))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    started = time.monotonic()
+    try:
+        with _interruptible(args.timeout):
+            run_node(args)
+    except Interrupted as e:
+        return _fail(args.node, e, e.exit_code)
+    except Exception as e:
+        code = getattr(e, "exit_code", None)
+        if code is None:
+            _logger.exception("%s failed", args.node)
+            code = 1
+        return _fail(args.node, e, code)
+    _logger.info("%s done in %.1f s", args.node, time.monotonic() - started)
+    return 0
+
+
+def _fail(node_id: str, error: BaseException, code: int) -> int:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"{node_id}: error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

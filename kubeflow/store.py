@@ -1,0 +1,164 @@
+"""ML Metadata stores by address, and what a node's attempts left in them."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import time
+import urllib.parse
+from typing import Any
+
+from ml_metadata import errors as mlmd_errors
+from ml_metadata import metadata_store
+from ml_metadata.proto import metadata_store_pb2
+from tfx.dsl.io import fileio
+
+from pipeline import history
+from pipeline.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+Connection = metadata_store_pb2.ConnectionConfig | metadata_store_pb2.MetadataStoreClientConfig
+
+_MYSQL_PORT = 3306
+_STATES = metadata_store_pb2.Execution
+_UNFINISHED = (_STATES.NEW, _STATES.RUNNING)
+# What several nodes at once can do to each other's transactions.
+TRANSIENT = (
+    mlmd_errors.AbortedError,
+    mlmd_errors.AlreadyExistsError,
+    mlmd_errors.UnavailableError,
+    mlmd_errors.InternalError,
+    mlmd_errors.DeadlineExceededError,
+)
+
+
+class StoreUnreachableError(Exception):
+    """No metadata store answers; another attempt may find it."""
+
+    exit_code = 3
+
+
+def connection(url: str, password: str | None = None) -> Connection:
+    """The connection that an address stands for.
+
+    Args:
+      url: ``mysql://USER@HOST[:PORT]/DATABASE``, ``grpc://HOST:PORT`` or
+        ``sqlite:///PATH``.
+      password: Of the MySQL user.
+
+    Raises:
+      UserError: No such address.
+    """
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        raise UserError(f"metadata store {url!r}: the port is no number") from None
+    if parts.scheme == "sqlite" and parts.path:
+        config = metadata_store_pb2.ConnectionConfig()
+        config.sqlite.filename_uri = parts.path
+        config.sqlite.connection_mode = (
+            metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
+        )
+        return config
+    if parts.scheme == "grpc" and parts.hostname and port:
+        return metadata_store_pb2.MetadataStoreClientConfig(host=parts.hostname, port=port)
+    if parts.scheme == "mysql" and parts.hostname and parts.username and parts.path.strip("/"):
+        config = metadata_store_pb2.ConnectionConfig()
+        config.mysql.host = parts.hostname
+        config.mysql.port = port or _MYSQL_PORT
+        config.mysql.database = parts.path.strip("/")
+        config.mysql.user = urllib.parse.unquote(parts.username)
+        config.mysql.password = password or ""
+        return config
+    raise UserError(
+        f"metadata store {url!r}: expected mysql://USER@HOST:PORT/DATABASE, grpc://HOST:PORT or "
+        "sqlite:///PATH"
+    )
+
+
+def open_store(
+    config: Connection, url: str, patience: float = 60.0
+) -> metadata_store.MetadataStore:
+    """Opens a store, waiting for one that is not up yet.
+
+    Args:
+      config: See :func:`connection`.
+      url: For the message.
+      patience: Seconds to wait.
+
+    Raises:
+      StoreUnreachableError: It did not answer in time.
+    """
+    if isinstance(config, metadata_store_pb2.ConnectionConfig) and config.HasField("sqlite"):
+        os.makedirs(os.path.dirname(config.sqlite.filename_uri), exist_ok=True)
+    deadline = time.monotonic() + patience
+    pause = 0.5
+    while True:
+        try:
+            store = metadata_store.MetadataStore(config)
+            store.get_artifact_types()
+            return store
+        except Exception as e:
+            # MLMD raises RuntimeError, StatusError or gRPC's own, by version.
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            if time.monotonic() + pause > deadline:
+                raise StoreUnreachableError(
+                    f"metadata store {url}: no answer in {patience:.0f} s ({reason[:200]}); is it "
+                    "up, and are user, password and network policy right?"
+                ) from e
+            _logger.warning("metadata store %s does not answer yet (%s)", url, reason[:200])
+            time.sleep(pause)
+            pause = min(pause * 2, 10.0)
+
+
+def is_finished(store: metadata_store.MetadataStore, run_id: str, node_id: str) -> bool:
+    """Whether an earlier attempt of the node ended well."""
+    return any(e.last_known_state in history.FINISHED for e in _executions(store, run_id, node_id))
+
+
+def close_attempts(
+    store: metadata_store.MetadataStore,
+    run_id: str,
+    node_id: str,
+    pipeline_root: str,
+    state: Any = _STATES.FAILED,
+) -> int:
+    """Ends what an attempt of this node, in this run, left unfinished.
+
+    Its executions get ``state`` and their output folders go; nothing of other
+    nodes and runs is touched.
+
+    Returns:
+      How many there were.
+    """
+    unfinished = [
+        e for e in _executions(store, run_id, node_id) if e.last_known_state in _UNFINISHED
+    ]
+    for execution in unfinished:
+        execution.last_known_state = state
+        base = os.path.join(pipeline_root, node_id, "*", str(execution.id))
+        for folder in fileio.glob(base) if "://" in base else glob.glob(base):
+            _logger.info("removing %s, left by an attempt that did not end", folder)
+            fileio.rmtree(folder)
+    if unfinished:
+        store.put_executions(unfinished)
+    return len(unfinished)
+
+
+def labelled_examples(store: metadata_store.MetadataStore, run_id: str) -> bool:
+    """Whether the images that this run ingested have labels; True before it did."""
+    from components.mnist_example_gen.executor import LABELLED_PROPERTY
+
+    for artifact in history.run_outputs(store, run_id, "Examples"):
+        if LABELLED_PROPERTY in artifact.custom_properties:
+            return bool(artifact.custom_properties[LABELLED_PROPERTY].int_value)
+    return True
+
+
+def _executions(
+    store: metadata_store.MetadataStore, run_id: str, node_id: str
+) -> list[metadata_store_pb2.Execution]:
+    return history.node_executions(store, run_id, node_id)
