@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import pydantic
@@ -70,7 +70,7 @@ class NodeConfig:
 
     def over(self, defaults: NodeConfig) -> NodeConfig:
         """These values, with ``defaults`` for what is not said; mappings are joined."""
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             own, default = getattr(self, field.name), getattr(defaults, field.name)
             values[field.name] = (
