@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import urllib.parse
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_metadata import errors as mlmd_errors
 from ml_metadata import metadata_store
@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
-Connection = metadata_store_pb2.ConnectionConfig | metadata_store_pb2.MetadataStoreClientConfig
+Connection: TypeAlias = metadata_store_pb2.ConnectionConfig | metadata_store_pb2.MetadataStoreClientConfig
 
 _MYSQL_PORT = 3306
 _STATES = metadata_store_pb2.Execution
