@@ -33,6 +33,8 @@ def register(
     """
     _register_ingest(commands)
     _register_spans(commands)
+    _register_watch(commands, add_config_arguments, source)
+    _register_history(commands)
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +92,69 @@ def _register_spans(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_root(parser)
     parser.set_defaults(run=_spans)
+
+
+def _register_watch(
+    commands: Any, add_config_arguments: Callable[..., None], source: ConfigSource
+) -> None:
+    parser = commands.add_parser(
+        "watch",
+        help="retrain whenever a span comes in",
+        description="Looks for new spans, trains on them, pushes what is better. Runs until "
+        "SIGTERM or Ctrl-C; 'watch status' shows what it is doing.",
+    )
+    parser.add_argument(
+        "action", nargs="?", choices=("run", "status"), default="run", help="default: run"
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--interval", type=_positive, default=60.0, metavar="S",
+        help="seconds between looks where the file system gives no events (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--once", action="store_true", help="do what is due now, then end; for cron"
+    )
+    parser.add_argument(
+        "--cold", action="store_true", help="train afresh instead of from the serving model"
+    )
+    parser.add_argument(
+        "--auto-promote", action="store_true",
+        help="make what was pushed the canary of a live server, compare, promote or roll back",
+    )  # fmt: skip
+    parser.add_argument("--target", metavar="HOST:PORT", help="the live server's gRPC port")
+    parser.add_argument(
+        "--base-path", metavar="PATH", help="the model's folder as that server sees it"
+    )
+    parser.add_argument(
+        "--served-metrics", metavar="URL",
+        help="its metrics, such as http://localhost:8501/monitoring/prometheus/metrics: served "
+        "errors decide on a canary, and rising ones start a run on sampled requests",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics of the watcher"
+    )
+    parser.add_argument("--json", action="store_true", help="print events, or the status, as JSON")
+    parser.set_defaults(run=lambda args: _watch(args, source))
+
+
+def _register_history(commands: Any) -> None:
+    parser = commands.add_parser(
+        "history",
+        help="what came, what was decided, what is serving, span by span",
+        description="Tells the story of the spans: drift, run, losses before and after, verdict.",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the curves")
+    parser.add_argument("--model", metavar="NAME", help="the servable (default: the latest pushed)")
+    _add_root(parser)
+    parser.set_defaults(run=_history)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
 
 
 def _span(text: str) -> int | None:
@@ -221,3 +286,108 @@ def _show_spans(rows: list[dict[str, Any]]) -> None:
             row["reason"],
         )
     make_console(sys.stdout).print(table)
+
+
+def _watch(args: argparse.Namespace, source: ConfigSource) -> int:
+    if args.action == "status":
+        return _status(args)
+    import signal
+
+    from pipeline import config as config_lib
+    from pipeline.continuous import events, watcher
+    from pipeline.errors import UserError
+
+    path, assignments = source(args)
+    config = config_lib.load(path, assignments)
+    if args.auto_promote and not args.target:
+        raise UserError("--auto-promote moves the labels of a live server: name it with --target")
+    options = watcher.Options(
+        config_path=os.path.abspath(path) if path else None,
+        # The runs work in this root, whatever folder they are started in.
+        assignments=[*assignments, f"root={json.dumps(os.path.abspath(config.root))}"],
+        interval=args.interval,
+        cold=args.cold,
+        auto_promote=args.auto_promote,
+        target=args.target,
+        base_path=args.base_path,
+        metrics_url=args.served_metrics,
+        metrics_port=args.metrics_port,
+    )
+
+    def say(record: dict[str, Any]) -> None:
+        print(json.dumps(record) if args.json else events.as_text(record), flush=True)
+
+    with watcher.watching(config.root) as alone:
+        if not alone:
+            message = f"{config.root}: another watcher is at work there"
+            if args.once:
+                print(f"{message}; nothing to do", file=sys.stderr)
+                return 0
+            raise UserError(f"{message} (process {watcher.owner(config.root)})")
+        told = watcher.make_events(config, say)
+        watch = watcher.Watcher(config, options, told)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: watch.stop())
+        try:
+            if args.once:
+                return watch.once()
+            watch.watch()
+            return 0
+        finally:
+            told.close()
+
+
+def _status(args: argparse.Namespace) -> int:
+    from pipeline.continuous import history, spans, state, watcher
+
+    root = _root(args)
+    known = state.read(root)
+    process = watcher.owner(root)
+    manifests = spans.newest_versions(spans.scan(root))
+    waiting = [m.key for m in manifests if known.status(m.key) in state.OPEN]
+    aside = [m.key for m in manifests if known.status(m.key) in (state.QUARANTINED, state.FAILED)]
+    values = {
+        "root": root,
+        "process": process,
+        "run_under_way": bool(process and known.gauges.get("run_under_way")),
+        "waiting": waiting,
+        "set_aside": {key: known.spans[key].get("reason", "") for key in aside},
+        "window": known.window,
+        "rollout": known.rollout,
+        "serving": known.serving,
+        "paused_until": known.paused_until or None,
+        "last": history.last(known),
+    }
+    if args.json:
+        print(json.dumps(values))
+        return 0
+    print(f"watcher   {'process ' + str(process) if process else 'not running'} ({root})")
+    print(f"waiting   {', '.join(waiting) or 'no span'}")
+    for key in aside:
+        print(f"set aside {key}: {known.spans[key].get('reason', '')}")
+    print(f"window    {', '.join(known.window) or '-'}")
+    print(f"serving   {known.serving or '-'}")
+    if known.rollout:
+        print(f"canary    {known.rollout['version']}, {len(known.rollout['checks'])} comparisons")
+    last = history.last(known)
+    if last:
+        print(f"last      span {last['span']}: {last['status']}: {last['reason']}")
+    return 0
+
+
+def _history(args: argparse.Namespace) -> int:
+    from pipeline.continuous import history
+
+    story = history.tell(_root(args), args.model)
+    if args.html:
+        history.write_page(story, args.html)
+        print(f"wrote {args.html}")
+        return 0
+    if args.json:
+        print(json.dumps(story))
+        return 0
+    if not story["spans"]:
+        print(f"no spans in {story['root']}; publish one with '{_PROG} ingest IMAGES'")
+        return 0
+    history.show(story)
+    return 0

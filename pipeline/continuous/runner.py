@@ -252,12 +252,15 @@ def _result(store: Any, run_id: str) -> dict[str, Any]:
     with open(os.path.join(report.uri, REPORT_FILE), encoding="utf-8") as f:
         summary = json.load(f)
     pushed = record.pushed_version is not None
+    better = "no worse on the golden set and on the newest span"
     reasons = "; ".join(summary["reasons"])
     if summary["harmful"]:
         reasons += " (the span is left out of later windows)"
     return {
         "status": state.PUSHED if pushed else state.REFUSED,
-        "reason": "better on the golden set, no worse on the span" if pushed else reasons,
+        "reason": (better if summary["golden"]["before"] is not None else "the first")
+        if pushed
+        else reasons,
         "pushed_version": record.pushed_version,
         "harmful": summary["harmful"],
         "window": summary["window"],

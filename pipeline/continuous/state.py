@@ -50,6 +50,11 @@ class State:
       seen_gaps: Gaps that were told already.
       seen_unpublished: Folders that were told already.
       served: Readings of the server's metrics.
+      paused_until: Unix time before which no run is started, after failures
+        that are no span's fault.
+      errors: How many of those there were in a row.
+      counters: For Prometheus; they only grow.
+      gauges: For Prometheus.
     """
 
     spans: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -59,6 +64,10 @@ class State:
     seen_gaps: list[int] = dataclasses.field(default_factory=list)
     seen_unpublished: list[str] = dataclasses.field(default_factory=list)
     served: dict[str, Any] = dataclasses.field(default_factory=dict)
+    paused_until: float = 0.0
+    errors: int = 0
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
+    gauges: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def status(self, key: str) -> str:
         """The status of a span."""
@@ -119,6 +128,11 @@ def accept(root: str | os.PathLike[str], span: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     spans.sync_write(folder / key, b"")
     return key
+
+
+def forget_acceptance(root: str | os.PathLike[str], key: str) -> None:
+    """Removes the mark of a span: the state has it now."""
+    (folder_of(root) / _ACCEPTED / key).unlink(missing_ok=True)
 
 
 def accepted(root: str | os.PathLike[str]) -> set[str]:

@@ -1,0 +1,96 @@
+"""The watcher's figures for Prometheus: over HTTP, and as a text file.
+
+Everything is read from the state, so that ``watch --once`` in cron shows the
+same as a watcher that runs for months; the text file is for node_exporter's
+textfile collector.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from pipeline.continuous.state import State
+
+TEXT_FILE = "metrics.prom"
+_PREFIX = "mnist_ae_watch_"
+
+
+class Collector:
+    """Turns the state into metrics whenever it is asked.
+
+    Args:
+      state: Gives the state.
+    """
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Any]:
+        """See prometheus_client."""
+        state = self._state()
+        spans = GaugeMetricFamily(_PREFIX + "spans", "Spans by status", labels=["status"])
+        counts: dict[str, int] = {}
+        for record in list(state.spans.values()):
+            status = record.get("status", "new")
+            counts[status] = counts.get(status, 0) + 1
+        for status, count in sorted(counts.items()):
+            spans.add_metric([status], count)
+        yield spans
+        for name, text in (
+            ("wakeups", "Looks at the spans"),
+            ("runs", "Runs that were started"),
+            ("run_errors", "Runs that failed through no span's fault"),
+            ("promotions", "Canaries that were promoted"),
+            ("rollbacks", "Canaries that were rolled back"),
+        ):
+            yield CounterMetricFamily(_PREFIX + name, text, value=state.counters.get(name, 0))
+        for name, text in (
+            ("last_wakeup_timestamp_seconds", "When the spans were last looked at"),
+            ("last_run_timestamp_seconds", "When a run last ended"),
+            ("last_run_seconds", "How long it took"),
+            ("golden_mse", "Loss of the last blessed model on the golden set"),
+            ("served_error_ratio", "Served reconstruction error, relative to the golden set's"),
+            ("run_under_way", "Whether a run is under way"),
+            ("soaking", "Whether a canary is being compared"),
+        ):
+            value = state.gauges.get(name)
+            if value is not None:
+                yield GaugeMetricFamily(_PREFIX + name, text, value=value)
+        seen = state.gauges.get("last_wakeup_timestamp_seconds")
+        if seen is not None:
+            yield GaugeMetricFamily(
+                _PREFIX + "seconds_since_wakeup", "Age of the last look", value=time.time() - seen
+            )
+
+
+def registry(state: Callable[[], State]) -> CollectorRegistry:
+    """A registry with the watcher's figures alone."""
+    found = CollectorRegistry()
+    found.register(Collector(state))  # type: ignore[arg-type]
+    return found
+
+
+def write_text(found: CollectorRegistry, folder: pathlib.Path) -> None:
+    """Writes the text file, in one step; a full disk is no reason to end."""
+    try:
+        write_to_textfile(str(folder / TEXT_FILE), found)
+    except OSError:
+        for left in folder.glob(f"{TEXT_FILE}.*"):
+            left.unlink(missing_ok=True)
+
+
+def serve(found: CollectorRegistry, port: int) -> Any:
+    """Serves the figures on ``port`` of this machine, from a thread.
+
+    Raises:
+      OSError: The port is taken.
+    """
+    host = os.environ.get("MNIST_AE_METRICS_HOST", "127.0.0.1")
+    return start_http_server(port, addr=host, registry=found)

@@ -1,0 +1,263 @@
+"""After the push: canary, a soak, then promotion or rollback.
+
+The labels are moved by :mod:`serving.rollout` on a live server. While a canary
+soaks, the same images go to both versions, and where the server counts errors
+by version, its own traffic decides. What is under way is part of the watcher's
+state, so that a kill only delays it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from components.mnist_example_gen import idx
+from pipeline.config import PipelineConfig
+from pipeline.continuous import spans
+from pipeline.continuous.events import Events
+from pipeline.continuous.state import State
+
+if TYPE_CHECKING:
+    from pipeline.continuous.watcher import Options
+
+_PROBES = 256
+_MIN_SERVED = 100
+_TIMEOUT = 10.0
+# A canary that could not be compared for that many soaks is left where it is.
+_PATIENCE = 3
+_SUM = "mnist_ae:serving:version_reconstruction_error_sum"
+_COUNT = "mnist_ae:serving:version_reconstruction_error_count"
+
+
+class Promotion:
+    """Moves the labels of one servable.
+
+    Args:
+      config: Of the runs.
+      options: Where the server is.
+      events: Told what happens.
+    """
+
+    def __init__(self, config: PipelineConfig, options: Options, events: Events) -> None:
+        self._config = config
+        self._options = options
+        self._events = events
+
+    def begin(self, state: State, version: int) -> None:
+        """A version was pushed."""
+        state.rollout = {"version": version, "pushed": time.time(), "checks": []}
+
+    def next_check(self, state: State) -> float:
+        """Unix time of the next look at the canary."""
+        own = self._config.continuous
+        last = state.rollout.get("checked", 0.0)
+        return last + min(own.soak_seconds / own.soak_checks, self._options.interval)
+
+    def step(self, state: State, save: Callable[[], None]) -> bool:
+        """Takes the rollout a step further; whether that changed anything."""
+        rollout = state.rollout
+        if not rollout or time.time() < self.next_check(state):
+            return False
+        from serving.errors import RolloutError, ServingError
+
+        try:
+            if "started" not in rollout:
+                return self._start(state, save)
+            return self._check(state)
+        except RolloutError as e:
+            self._roll_back(state, str(e))
+            return True
+        except ServingError as e:
+            rollout["checked"] = time.time()
+            waited = time.time() - rollout["pushed"]
+            if not rollout.get("complained"):
+                rollout["complained"] = True
+                self._events.tell(
+                    "waiting", version=rollout["version"], reason=f"the server does not answer: {e}"
+                )
+            if waited > _PATIENCE * max(self._config.continuous.soak_seconds, 60.0):
+                self._events.tell(
+                    "undecided", version=rollout["version"],
+                    reason="the server did not answer; move the labels with 'mnist-ae rollout'",
+                )  # fmt: skip
+                state.rollout = {}
+                return True
+            return False
+
+    def _start(self, state: State, save: Callable[[], None]) -> bool:
+        version = state.rollout["version"]
+        with self._rollout(self._options.target) as rollout:
+            first = rollout.labels is None and not rollout.older(version)
+        # The first version of all: a server that is not there yet finds the file.
+        with self._rollout(None if first else self._options.target) as rollout:
+            labels = rollout.canary(version)
+        if labels.canary == labels.stable:
+            self._events.tell("promoted", version=version, reason="there was none before")
+            state.counters["promotions"] = state.counters.get("promotions", 0) + 1
+            state.rollout, state.serving = {}, version
+            return True
+        state.rollout.update(
+            started=time.time(), stable=labels.stable, served=self._served(), complained=False
+        )
+        state.serving = labels.stable
+        self._events.tell("canary", version=version, stable=labels.stable)
+        save()
+        return True
+
+    def _check(self, state: State) -> bool:
+        rollout, own = state.rollout, self._config.continuous
+        found = self._compare(rollout)
+        rollout["checked"] = time.time()
+        rollout["checks"] = [*rollout["checks"], found][-100:]
+        ratio = sum(c["canary"] for c in rollout["checks"]) / max(
+            sum(c["stable"] for c in rollout["checks"]), 1e-12
+        )
+        if "served_canary" in found and "served_stable" in found:
+            ratio = max(ratio, found["served_canary"] / max(found["served_stable"], 1e-12))
+        text = f"errors are {ratio - 1:+.1%} against version {rollout['stable']}'s"
+        if not np.isfinite(ratio) or ratio > 1 + own.soak_tolerance:
+            self._roll_back(state, f"{text} (limit {own.soak_tolerance:+.1%})")
+        elif time.time() - rollout["started"] >= own.soak_seconds:
+            self._promote(state, text)
+        return True
+
+    def _compare(self, rollout: dict[str, Any]) -> dict[str, float]:
+        """Mean error of canary and stable, of served requests where there are enough."""
+        served, before = self._served(), rollout.get("served") or {}
+        means = {}
+        for label, version in (("canary", rollout["version"]), ("stable", rollout["stable"])):
+            total, count = served.get(str(version), (0.0, 0.0))
+            old_total, old_count = before.get(str(version), (0.0, 0.0))
+            if count - old_count >= _MIN_SERVED:
+                means[label] = (total - old_total) / (count - old_count)
+        probed = self._probe(rollout)
+        return {**probed, **{f"served_{label}": mean for label, mean in means.items()}}
+
+    def _probe(self, rollout: dict[str, Any]) -> dict[str, float]:
+        """The same images to both versions."""
+        from serving.errors import RolloutError, ServingError
+
+        images = self._probes()
+        stable = self._error(rollout["stable"], images)
+        try:
+            canary = self._error(rollout["version"], images)
+        except ServingError as e:
+            # The server answers for the other version.
+            raise RolloutError(f"the canary does not answer: {e}") from e
+        return {"canary": canary, "stable": stable}
+
+    def _error(self, version: int, images: np.ndarray) -> float:
+        from serving.client import ReconstructionClient
+
+        with ReconstructionClient(
+            str(self._options.target), model=self._config.servable, version=version,
+            timeout=_TIMEOUT,
+        ) as client:  # fmt: skip
+            return float(client.score(images).error.mean())
+
+    def _probes(self) -> np.ndarray:
+        """Evaluation images of the golden set and of the newest span."""
+        folders = []
+        golden = spans.golden(self._config.root)
+        if golden is not None:
+            folders.append(golden[1])
+        for manifest in spans.newest_versions(spans.scan(self._config.root))[-1:]:
+            root = self._config.root
+            folders.append(spans.version_folder(root, manifest.span, manifest.version))
+        parts = []
+        for folder in folders:
+            with contextlib.suppress(OSError, idx.DataError, IndexError):
+                path = next(iter(sorted(folder.glob(f"{idx.SPLIT_PREFIXES['eval']}-{idx.IMAGES}"))))
+                parts.append(spans.read_images(str(path))[:_PROBES])
+        if not parts:
+            from serving.errors import ServingError
+
+            raise ServingError("there are no images to compare the versions with")
+        return np.concatenate(parts)
+
+    def _served(self) -> dict[str, tuple[float, float]]:
+        """Sum and count of served errors by version, where the server has them."""
+        if not self._options.metrics_url:
+            return {}
+        try:
+            with urllib.request.urlopen(self._options.metrics_url, timeout=_TIMEOUT) as answer:
+                lines = answer.read().decode().splitlines()
+        except (OSError, ValueError):
+            return {}
+        found: dict[str, list[float]] = {}
+        for line in lines:
+            for place, name in enumerate((_SUM, _COUNT)):
+                head = f'{name}{{model_name="{self._config.servable}",version="'
+                if line.startswith(head):
+                    version, value = line.removeprefix(head).split('"} ')
+                    found.setdefault(version, [0.0, 0.0])[place] = float(value)
+        return {version: (total, count) for version, (total, count) in found.items()}
+
+    def _promote(self, state: State, reason: str) -> None:
+        version = state.rollout["version"]
+        with self._rollout(self._options.target) as rollout:
+            labels = rollout.labels
+            if labels is not None and labels.stable != version:
+                rollout.promote()
+        state.rollout, state.serving = {}, version
+        state.counters["promotions"] = state.counters.get("promotions", 0) + 1
+        self._events.tell("promoted", version=version, reason=reason)
+
+    def _roll_back(self, state: State, reason: str) -> None:
+        version = state.rollout["version"]
+        from serving.errors import ServingError
+
+        # Withdrawn first: whatever happens to the labels, nothing is trained from it.
+        subprocess.run(
+            [sys.executable, "-m", "pipeline.continuous.withdraw", self._config.root, str(version)],
+            check=False, capture_output=True,
+        )  # fmt: skip
+        with contextlib.suppress(ServingError), self._rollout(self._options.target) as rollout:
+            labels = rollout.labels
+            if labels is not None and labels.canary == version != labels.stable:
+                rollout.rollback()
+        state.serving = state.rollout.get("stable", state.serving)
+        state.rollout = {}
+        state.counters["rollbacks"] = state.counters.get("rollbacks", 0) + 1
+        for record in state.spans.values():
+            if record.get("pushed_version") == str(version):
+                record["rolled_back"] = reason
+        self._events.tell("rolled_back", version=version, reason=reason)
+
+    @contextlib.contextmanager
+    def _rollout(self, target: str | None) -> Any:
+        import pathlib
+
+        from serving import locate
+        from serving.rollout import ConfigFile, Rollout
+
+        root = pathlib.Path(self._config.root).absolute()
+        folder = locate.find(self._config.servable, root)
+        rollout = Rollout(
+            folder, ConfigFile(locate.config_path(root)), target=target,
+            base_path=self._options.base_path,
+        )  # fmt: skip
+        with contextlib.closing(rollout):
+            yield _WithVersions(rollout, folder)
+
+
+class _WithVersions:
+    """A Rollout that knows which versions are older."""
+
+    def __init__(self, rollout: Any, folder: Any) -> None:
+        self._rollout = rollout
+        self._versions = folder.versions
+
+    def older(self, version: int) -> list[int]:
+        """Versions below ``version``."""
+        return [number for number in self._versions if number < version]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rollout, name)

@@ -1,0 +1,151 @@
+"""The closed loop: requests that a server sampled become a span.
+
+The embedded server leaves ``*.npy`` files in ``<root>/samples`` (``mnist-ae
+serve --sample-rate``); any other server may do the same. Here they are gathered
+until they are enough for a span, or until the served reconstruction error says
+that it is time.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.config import PipelineConfig
+from pipeline.continuous import spans
+from pipeline.continuous.events import Events
+from pipeline.continuous.state import State
+
+if TYPE_CHECKING:
+    from pipeline.continuous.watcher import Options
+
+FOLDER = "samples"
+_BATCH = ".batch"
+_SUM = "mnist_ae:serving:reconstruction_error_sum"
+_COUNT = "mnist_ae:serving:reconstruction_error_count"
+_TIMEOUT = 5.0
+# Fewer answers since the last look say nothing.
+_MIN_ANSWERS = 100
+
+
+class Samples:
+    """Makes spans of sampled requests.
+
+    Args:
+      config: Of the runs.
+      options: Where the server's metrics are.
+      events: Told about a rising error.
+    """
+
+    def __init__(self, config: PipelineConfig, options: Options, events: Events) -> None:
+        self._config = config
+        self._options = options
+        self._events = events
+        self._folder = pathlib.Path(os.path.abspath(config.root)) / FOLDER
+
+    def step(self, state: State) -> spans.Published | None:
+        """One look; gives the span that was made, if one was."""
+        url = self._options.metrics_url
+        rising = self._error_rises(state, url) if url else False
+        batch = self._folder / _BATCH
+        if not batch.is_dir():
+            try:
+                names = sorted(n for n in os.listdir(self._folder) if n.endswith(".npy"))
+            except OSError:
+                return None
+            files = [self._folder / name for name in names if name[0] != "."]
+            count = sum(_count(path) for path in files)
+            wanted = self._config.continuous.sample_images
+            if count < (spans.MIN_IMAGES if rising else wanted):
+                return None
+            # Set aside first: after a kill the same images make the same span,
+            # which is then known by its digest.
+            aside = self._folder / f"{_BATCH}.new"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for path in files:
+                os.link(path, aside / path.name)
+            aside.rename(batch)
+        images = [image for path in sorted(batch.iterdir()) if (image := _read(path)) is not None]
+        done = None
+        if images and sum(map(len, images)) >= spans.MIN_IMAGES:
+            done = spans.publish(
+                self._config.root, np.concatenate(images), None,
+                source={"kind": "served", "images": str(self._folder)},
+            )  # fmt: skip
+        for path in batch.iterdir():
+            (self._folder / path.name).unlink(missing_ok=True)
+        shutil.rmtree(batch, ignore_errors=True)
+        return done
+
+    def _error_rises(self, state: State, url: str) -> bool:
+        """Whether the errors served since the last look are above the limit."""
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+                text = answer.read().decode()
+        except (OSError, ValueError):
+            return False
+        model = f'{{model_name="{self._config.servable}"}}'
+        now = {
+            name: float(line.rsplit(" ", 1)[1])
+            for line in text.splitlines()
+            for name in (_SUM, _COUNT)
+            if line.startswith(name + model)
+        }
+        before = state.served
+        if not now or now[_COUNT] < before.get(_COUNT, 0.0):
+            state.served = {**now, "time": time.time()} if now else {}
+            return False
+        answers = now[_COUNT] - before.get(_COUNT, 0.0)
+        if answers < _MIN_ANSWERS:
+            return False
+        mean = (now[_SUM] - before.get(_SUM, 0.0)) / answers
+        state.served = {**now, "time": time.time()}
+        usual = state.gauges.get("golden_mse") or _last_golden(state)
+        if not usual:
+            return False
+        ratio = mean / usual
+        state.gauges["served_error_ratio"] = ratio
+        limit = self._config.continuous.max_served_ratio
+        if ratio <= limit:
+            return False
+        self._events.tell(
+            "served_error", ratio=round(ratio, 3),
+            reason=f"served errors are {ratio:.2f} times the golden set's (limit {limit:g})",
+        )  # fmt: skip
+        return True
+
+
+def _last_golden(state: State) -> float | None:
+    pushed = [r for r in state.spans.values() if r.get("status") == "pushed" and r.get("golden")]
+    return max(pushed, key=lambda r: r.get("decided", 0))["golden"]["after"] if pushed else None
+
+
+def _count(path: pathlib.Path) -> int:
+    """Images in a file, from its header."""
+    try:
+        with open(path, "rb") as f:
+            version = np.lib.format.read_magic(f)
+            if version != (1, 0):
+                return 0
+            shape, _, _ = np.lib.format.read_array_header_1_0(f)
+    except (OSError, ValueError):
+        return 0
+    return int(shape[0]) if len(shape) == 3 else 0
+
+
+def _read(path: pathlib.Path) -> np.ndarray | None:
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
+        return None
+    return images

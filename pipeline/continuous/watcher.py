@@ -1,0 +1,506 @@
+"""The watcher: looks at the spans, runs the pipeline, remembers what came of it.
+
+It never imports TFX. A look at the spans costs milliseconds; a run is a process
+of its own (:mod:`pipeline.continuous.runner`). Whatever is killed, the next
+look finds the state as it was before the step, and repeating a step changes
+nothing that was done: runs are answered from the cache, pushes know their
+origin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pipeline.config import PipelineConfig
+from pipeline.continuous import metrics, samples, spans
+from pipeline.continuous import state as state_lib
+from pipeline.continuous.events import Events
+from pipeline.continuous.promotion import Promotion
+from pipeline.continuous.runner import EXIT_BUSY, EXIT_NO_SPACE, Job
+from pipeline.errors import UserError
+
+_LOCK = ".lock"
+_JOB_FILE = "job.json"
+_RESULT_FILE = "result.json"
+_SETTLE_SECONDS = 0.5
+_MAX_SETTLE_SECONDS = 5.0
+_MAX_PAUSE_SECONDS = 3_600.0
+# A run that is told to stop has this long before it is killed.
+_STOP_SECONDS = 10.0
+# Statuses that put a span's images into windows.
+_USED = (state_lib.PUSHED, state_lib.REFUSED, state_lib.COALESCED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to watch.
+
+    Attributes:
+      config_path: The YAML file of the configuration, or None; for the runs.
+      assignments: ``KEY=VALUE`` over it.
+      interval: Seconds between looks where the file system says nothing.
+      cold: Whether to train afresh.
+      auto_promote: Whether to move the labels of a live server.
+      target: Its gRPC port, ``host:port``, or None.
+      base_path: The model's folder as the server sees it, or None.
+      metrics_url: Its metrics, or None.
+      metrics_port: Where to serve the watcher's own, or None.
+    """
+
+    config_path: str | None
+    assignments: list[str]
+    interval: float = 60.0
+    cold: bool = False
+    auto_promote: bool = False
+    target: str | None = None
+    base_path: str | None = None
+    metrics_url: str | None = None
+    metrics_port: int | None = None
+
+
+@contextlib.contextmanager
+def watching(root: str) -> Iterator[bool]:
+    """Keeps other watchers out of a root; gives False where one is at work there.
+
+    Raises:
+      UserError: The folder cannot be written.
+    """
+    folder = state_lib.folder_of(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield True
+        finally:
+            lock.truncate(0)
+
+
+def owner(root: str) -> int | None:
+    """The process that watches a root, or None."""
+    path = state_lib.folder_of(root) / _LOCK
+    try:
+        with open(path, encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                text = lock.read().strip()
+                return int(text) if text.isdigit() else -1
+    except OSError:
+        pass
+    return None
+
+
+class Watcher:
+    """Decides what to do next, and does it.
+
+    Args:
+      config: Of the runs.
+      options: How to watch.
+      events: Told what happens.
+      runner: The command that a job's file is appended to.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        options: Options,
+        events: Events,
+        runner: Sequence[str] = (sys.executable, "-m", "pipeline.continuous.runner"),
+    ) -> None:
+        self._runner = tuple(runner)
+        self.config = config
+        self.options = options
+        self.root = os.path.abspath(config.root)
+        self.folder = state_lib.folder_of(self.root)
+        self.state = state_lib.read(self.root)
+        self.stopping = threading.Event()
+        self._events = events
+        self._child: subprocess.Popen[bytes] | None = None
+        self._registry = metrics.registry(lambda: self.state)
+        self._promotion = Promotion(config, options, events) if options.auto_promote else None
+        self._samples = samples.Samples(config, options, events)
+        self._written: dict[str, Any] = {}
+
+    # The life of a watcher.
+
+    def once(self) -> int:
+        """Does all that is due now.
+
+        Returns:
+          0, or 1 where a run failed through no span's fault.
+        """
+        errors = self.state.counters.get("run_errors", 0)
+        while not self.stopping.is_set() and self.wake_up():
+            pass
+        return int(self.state.counters.get("run_errors", 0) > errors)
+
+    def watch(self) -> None:
+        """Looks and works until it is told to stop."""
+        self._events.tell("started", process=os.getpid(), root=self.root)
+        if self.options.metrics_port is not None:
+            try:
+                metrics.serve(self._registry, self.options.metrics_port)
+            except OSError as e:
+                raise UserError(
+                    f"cannot listen on port {self.options.metrics_port} ({e.strerror}); "
+                    "choose another --metrics-port"
+                ) from None
+        with _file_events(spans.folder_of(self.root), self.folder) as news:
+            while not self.stopping.is_set():
+                news.clear()
+                if self.wake_up():
+                    continue
+                self._wait(news)
+        self._events.tell("stopped")
+
+    def stop(self) -> None:
+        """Ends the watch soon; a run under way is ended and repeated next time."""
+        self.stopping.set()
+        child = self._child
+        if child is not None and child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+
+    def wake_up(self) -> bool:
+        """One look, and one step where there is something to do.
+
+        Returns:
+          Whether something was done, so that it is worth looking again at once.
+        """
+        self._count("wakeups")
+        self.state.gauges["last_wakeup_timestamp_seconds"] = time.time()
+        self._take_samples()
+        manifests = spans.scan(self.root)
+        self._take_notice(manifests)
+        worked = False
+        if self._promotion is not None:
+            worked = self._promotion.step(self.state, self.save)
+        if not worked and not self.state.rollout and time.time() >= self.state.paused_until:
+            batch = self._due(manifests)
+            if batch:
+                worked = self._run(batch)
+        self.state.gauges["soaking"] = float(bool(self.state.rollout))
+        self.save()
+        metrics.write_text(self._registry, self.folder)
+        return worked
+
+    def save(self) -> None:
+        """Writes the state, where it says anything new."""
+        values = dataclasses.asdict(self.state)
+        for kept in ("counters", "gauges"):
+            # They change at every look and may be lost.
+            values.pop(kept)
+        if values == self._written:
+            return
+        state_lib.write(self.root, self.state)
+        self._written = json.loads(json.dumps(values))
+
+    # What there is to do.
+
+    def _take_notice(self, manifests: list[spans.Manifest]) -> None:
+        state = self.state
+        for manifest in manifests:
+            if manifest.key not in state.spans:
+                state.spans[manifest.key] = {"status": state_lib.NEW}
+                self._events.tell(
+                    "arrived", span=manifest.key, images=manifest.count,
+                    labelled=manifest.labelled, digest=manifest.digest[:12],
+                    source=manifest.source.get("kind"),
+                )  # fmt: skip
+        newest = {m.span: m.version for m in spans.newest_versions(manifests)}
+        for manifest in manifests:
+            record = state.spans[manifest.key]
+            status = record.get("status", state_lib.NEW)
+            replaced = manifest.version < newest[manifest.span]
+            if replaced and status in (*state_lib.OPEN, state_lib.FAILED, state_lib.QUARANTINED):
+                reason = f"replaced by version {newest[manifest.span]}"
+                record.update(status=state_lib.SUPERSEDED, reason=reason)
+                self._events.tell("superseded", span=manifest.key, reason=reason)
+        missing = spans.gaps(manifests)
+        for number in missing:
+            if number not in state.seen_gaps:
+                self._events.tell("gap", span=number, reason=f"there is no span {number}")
+        state.seen_gaps = missing
+        broken = [str(path) for path in spans.unpublished(self.root)]
+        for path in broken:
+            if path not in state.seen_unpublished:
+                self._events.tell("ignored", reason=f"{path} has no {spans.MANIFEST}")
+        state.seen_unpublished = broken
+        for key in state_lib.accepted(self.root):
+            record = state.spans.get(key, {})
+            if record.get("status") in state_lib.SET_ASIDE:
+                record.update(status=state_lib.NEW, accepted=True, tries=0, reason="")
+                self._events.tell("accepted", span=key)
+                self.save()
+            state_lib.forget_acceptance(self.root, key)
+
+    def _due(self, manifests: list[spans.Manifest]) -> list[spans.Manifest]:
+        """The next spans to look at together: as many as a window holds."""
+        now = time.time()
+        used = sorted({int(k.split(".")[0]) for k, r in self.state.spans.items()
+                       if r.get("status") in _USED and not r.get("harmful")})  # fmt: skip
+        due = []
+        for manifest in spans.newest_versions(manifests):
+            record = self.state.spans[manifest.key]
+            if record.get("status", state_lib.NEW) not in state_lib.OPEN:
+                continue
+            if record.get("next_try", 0) > now:
+                continue
+            later = sum(number > manifest.span for number in used)
+            if later >= self.config.continuous.window and not record.get("accepted"):
+                reason = "nothing to do: it is older than the window"
+                record.update(status=state_lib.SKIPPED, reason=reason)
+                self._events.tell("skipped", span=manifest.key, reason=reason)
+                continue
+            due.append(manifest)
+        return due[: self.config.continuous.window]
+
+    def _wait(self, news: threading.Event) -> None:
+        """Sleeps until there is news, a retry is due, or the interval is over."""
+        now = time.time()
+        ends = [now + self.options.interval]
+        ends += [
+            record["next_try"]
+            for record in self.state.spans.values()
+            if record.get("status") == state_lib.RETRY and "next_try" in record
+        ]
+        if self.state.paused_until > now:
+            ends.append(self.state.paused_until)
+        if self._promotion is not None and self.state.rollout:
+            ends.append(self._promotion.next_check(self.state))
+        end = max(min(ends), now + 0.05)
+        while not self.stopping.is_set() and time.time() < end:
+            if not news.wait(min(0.5, max(end - time.time(), 0.01))):
+                continue
+            settled = time.monotonic() + _MAX_SETTLE_SECONDS
+            while news.is_set() and time.monotonic() < settled:
+                # A burst is one piece of news.
+                news.clear()
+                self.stopping.wait(_SETTLE_SECONDS)
+            return
+
+    def _take_samples(self) -> None:
+        done = self._samples.step(self.state)
+        if done is not None and not done.duplicate:
+            self._events.tell(
+                "sampled", span=done.manifest.key, images=done.manifest.count,
+                reason="requests that were served",
+            )  # fmt: skip
+
+    # Runs.
+
+    def _run(self, batch: list[spans.Manifest]) -> bool:
+        """Runs the pipeline for a batch; whether it is worth looking again at once."""
+        keys = [manifest.key for manifest in batch]
+        result_path = self.folder / _RESULT_FILE
+        result_path.unlink(missing_ok=True)
+        job = Job(
+            config_path=self.options.config_path,
+            assignments=self.options.assignments,
+            batch=keys,
+            accepted=[key for key in keys if self.state.spans[key].get("accepted")],
+            cold=self.options.cold,
+            result=str(result_path),
+        )
+        logs = pathlib.Path(self.root) / "logs"
+        try:
+            job.write(self.folder / _JOB_FILE)
+            logs.mkdir(parents=True, exist_ok=True)
+            log_path = logs / f"watch-{time.strftime('%Y%m%d-%H%M%S')}-{keys[-1]}.log"
+            log = open(log_path, "ab")  # noqa: SIM115
+        except OSError as e:
+            self._pause("disk_full" if e.errno == 28 else "run_error", str(e))
+            return False
+        self._count("runs")
+        self._events.tell("run", spans=" ".join(keys), log=str(log_path))
+        self.state.gauges["run_under_way"] = 1
+        started = time.monotonic()
+        with log:
+            code = self._call(self.folder / _JOB_FILE, log)
+        self.state.gauges["run_under_way"] = 0
+        self.state.gauges["last_run_timestamp_seconds"] = time.time()
+        self.state.gauges["last_run_seconds"] = time.monotonic() - started
+        return self._conclude(keys, code, result_path, log_path)
+
+    def _call(self, job: pathlib.Path, log: Any) -> int:
+        command = [*self._runner, str(job)]
+        # A session of its own: Ctrl-C at the terminal comes here alone.
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            while True:
+                try:
+                    return self._child.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    if not self.stopping.is_set():
+                        continue
+                self.stop()
+                try:
+                    return self._child.wait(timeout=_STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    os.killpg(self._child.pid, signal.SIGKILL)
+                    return self._child.wait()
+        finally:
+            self._child = None
+
+    def _conclude(
+        self, keys: list[str], code: int, result_path: pathlib.Path, log_path: pathlib.Path
+    ) -> bool:
+        try:
+            result = json.loads(result_path.read_bytes())
+        except (OSError, ValueError):
+            result = {"outcomes": {}, "current": None, "window": [], "done": False}
+        if code == EXIT_BUSY:
+            self._events.tell("busy", reason="another run is at work in this root")
+            self.state.paused_until = time.time() + min(self.options.interval, 5.0)
+            return False
+        if not result["done"]:
+            # A span that waited for the run of its batch was not trained on yet.
+            waiting = {k for k, o in result["outcomes"].items()
+                       if o.get("status") == state_lib.COALESCED}  # fmt: skip
+            result["outcomes"] = {k: o for k, o in result["outcomes"].items() if k not in waiting}
+        for key, outcome in result["outcomes"].items():
+            self._settle(key, outcome)
+        if result["window"]:
+            self.state.window = result["window"]
+        if result["done"]:
+            self.state.errors, self.state.paused_until = 0, 0.0
+        elif self.stopping.is_set():
+            self._events.tell("interrupted", reason="the run goes on from there next time")
+        elif code < 0 and result["current"]:
+            self._settle(
+                result["current"],
+                {"status": "error", "reason": f"the run was killed by signal {-code}"},
+            )
+        elif code == EXIT_NO_SPACE:
+            self._pause("disk_full", f"no space left on the disk; see {log_path}")
+        else:
+            self._pause("run_error", f"{_last_line(log_path)} (log: {log_path})")
+        return True
+
+    def _settle(self, key: str, outcome: dict[str, Any]) -> None:
+        """Takes over what came of a span."""
+        record = self.state.spans.setdefault(key, {})
+        own = self.config.continuous
+        if outcome["status"] == "error":
+            tries = record.get("tries", 0) + 1
+            reason = outcome["reason"]
+            record.update(tries=tries, reason=reason)
+            if tries >= own.tries:
+                record.update(status=state_lib.FAILED)
+                record.pop("next_try", None)
+                self._events.tell(
+                    "set_aside", span=key, tries=tries,
+                    reason=f"{reason}; 'mnist-ae spans accept' tries again",
+                )  # fmt: skip
+            else:
+                pause = own.retry_seconds * 2 ** (tries - 1)
+                record.update(status=state_lib.RETRY, next_try=time.time() + pause)
+                self._events.tell("retry", span=key, tries=tries, seconds=pause, reason=reason)
+            return
+        record.update(outcome, tries=0, decided=time.time())
+        record.pop("next_try", None)
+        shown = {k: outcome[k] for k in ("run_id", "pushed_version") if outcome.get(k)}
+        golden = outcome.get("golden")
+        if golden:
+            shown.update(golden_before=golden["before"], golden_after=golden["after"])
+        self._events.tell(outcome["status"], span=key, reason=outcome.get("reason"), **shown)
+        if outcome["status"] == state_lib.PUSHED and golden:
+            self.state.gauges["golden_mse"] = golden["after"]
+            self.state.serving = int(outcome["pushed_version"])
+            if self._promotion is not None:
+                self._promotion.begin(self.state, int(outcome["pushed_version"]))
+
+    def _pause(self, event: str, reason: str) -> None:
+        """After a failure that is no span's fault: later, and ever later."""
+        self._count("run_errors")
+        self.state.errors += 1
+        pause = self.config.continuous.retry_seconds * 2 ** (self.state.errors - 1)
+        self.state.paused_until = time.time() + min(pause, _MAX_PAUSE_SECONDS)
+        self._events.tell(event, seconds=min(pause, _MAX_PAUSE_SECONDS), reason=reason)
+
+    def _count(self, name: str) -> None:
+        self.state.counters[name] = self.state.counters.get(name, 0) + 1
+
+
+def _last_line(path: pathlib.Path) -> str:
+    """The last line of a log that says what was wrong."""
+    with open(path, "rb") as f:
+        f.seek(max(0, os.path.getsize(path) - 8_192))
+        lines = f.read().decode(errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["the run ended without a word"])[-1].removeprefix("error: ")[:500]
+
+
+@contextlib.contextmanager
+def _file_events(*folders: pathlib.Path) -> Iterator[threading.Event]:
+    """An event that is set when something in the folders changes.
+
+    Where the file system gives no events (network file systems, too few
+    inotify watches), the interval alone wakes the watcher.
+    """
+    news = threading.Event()
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        from watchdog.events import FileSystemEvent, FileSystemEventHandler
+        from watchdog.observers import Observer
+
+        class Handler(FileSystemEventHandler):
+            """Notices what appears; the watcher's own reads and writes are no news."""
+
+            def on_moved(self, event: FileSystemEvent) -> None:
+                name = pathlib.Path(os.fsdecode(event.dest_path)).name
+                if name.startswith(("version-", "span-")) or name == spans.MANIFEST:
+                    news.set()
+                if pathlib.Path(os.fsdecode(event.dest_path)).parent.name == "accepted":
+                    news.set()
+
+            def on_created(self, event: FileSystemEvent) -> None:
+                if pathlib.Path(os.fsdecode(event.src_path)).name == spans.MANIFEST:
+                    news.set()
+
+        observer = Observer()
+        for folder in folders:
+            observer.schedule(Handler(), str(folder), recursive=True)
+        observer.start()
+    except (ImportError, OSError):
+        yield news
+        return
+    try:
+        yield news
+    finally:
+        observer.stop()
+        observer.join(5)
+
+
+def make_events(config: PipelineConfig, say: Callable[[dict[str, Any]], None]) -> Events:
+    """The events of a root, with the configuration's receivers."""
+    own = config.continuous
+    return Events(
+        state_lib.folder_of(config.root), say, command=own.notify_command, url=own.notify_url
+    )
