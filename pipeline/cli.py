@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.continuous import cli as continuous_cli
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config import PipelineConfig
 
 PROG = "mnist-ae"
+ALL_MODELS = "all"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,10 +41,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     run = commands.add_parser("run", help="run the pipeline: digits in, a served model out")
-    _add_config_arguments(run)
+    _add_config_arguments(run, models="NAME[,NAME...]")
     run.add_argument("--tune", action="store_true", help="search for better values first")
     run.add_argument("--no-cache", action="store_true", help="compute everything anew")
-    run.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    run.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, a line a model"
+    )
     run.add_argument("-v", "--verbose", action="store_true", help="TFX's own log on the terminal")
     run.set_defaults(run=_run)
 
@@ -88,9 +91,12 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_config_arguments(parser: argparse.ArgumentParser, models: str = "NAME") -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file with a configuration")
-    parser.add_argument("--model", metavar="NAME", help="which autoencoder; see 'mnist-ae models'")
+    several = "; 'all' for all" if models != "NAME" else ""
+    parser.add_argument(
+        "--model", metavar=models, help=f"which autoencoder{several}; see 'mnist-ae models'"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -144,11 +150,16 @@ def find_dataset(name: str, data_dir: str | None, **options: Any) -> Dataset:
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = load_config(args)
+    names = _chosen_models(args.model)
+    configs = [load_config(argparse.Namespace(**{**vars(args), "model": name})) for name in names]
+    config = configs[0]
     from pipeline import console
     from pipeline.config import check_labels
+    from pipeline.errors import UserError
     from pipeline.locking import locked
 
+    if len(configs) > 1 and config.pusher.name is not None:
+        raise UserError("pusher.name: is the name of one model, and several are to be run")
     # Before anything slow or written: the data, then the folder.
     with console.RunDisplay(sys.stderr) as display:
         display.activity("data")
@@ -157,9 +168,62 @@ def _run(args: argparse.Namespace) -> int:
         )
         if dataset.notice:
             display.line(dataset.notice)
-    check_labels(config, _labels_for_training(config, dataset))
+        chosen = []
+        for config in configs:
+            try:
+                check_labels(config, _labels_for_training(config, dataset))
+                chosen.append(config)
+            except UserError as e:
+                if args.model != ALL_MODELS:
+                    raise
+                display.line(f"left out: {e}")
     with locked(config.root):
-        return _run_locked(args, config, dataset)
+        if len(chosen) == 1:
+            return _run_locked(args, chosen[0], dataset)
+        return _run_several(args, chosen, dataset)
+
+
+def _chosen_models(given: str | None) -> list[str | None]:
+    """The models that ``--model`` names: one, several or all; None is the default's."""
+    if given is None:
+        return [None]
+    if given == ALL_MODELS:
+        from trainer.models.catalogue import CATALOGUE
+
+        return list(CATALOGUE)
+    return list(dict.fromkeys(name.strip() for name in given.split(",")))
+
+
+def _run_several(
+    args: argparse.Namespace, configs: Sequence[PipelineConfig], dataset: Dataset
+) -> int:
+    """Runs one model after the other; one that fails does not stop the others.
+
+    Returns:
+      The highest exit code.
+    """
+    from pipeline.uses import compare, runs
+
+    codes: list[int] = [0]
+    run_ids: list[str] = []
+    for number, config in enumerate(configs, 1):
+        print(f"model {number} of {len(configs)}: {config.model.name}", file=sys.stderr)
+        try:
+            _run_locked(args, config, dataset, run_ids.append)
+        except Exception as e:
+            code = getattr(e, "exit_code", None)
+            if code is None:
+                raise
+            codes.append(code)
+            print(
+                f"{PROG}: error: {config.model.name}: {' '.join(str(e).split())}", file=sys.stderr
+            )
+        print(file=sys.stderr)
+    finished = [r for r in runs.complete_runs(configs[0].root) if r.run_id in run_ids]
+    compare.show(sys.stderr, compare.leaderboard(finished, "mse"))
+    if failed := len(codes) - 1:
+        print(f"{PROG}: {failed} of {len(configs)} models failed", file=sys.stderr)
+    return max(codes)
 
 
 def _labels_for_training(config: PipelineConfig, dataset: Dataset) -> int:
@@ -170,7 +234,12 @@ def _labels_for_training(config: PipelineConfig, dataset: Dataset) -> int:
     return known - round(known * config.trainer.validation_fraction)
 
 
-def _run_locked(args: argparse.Namespace, config: PipelineConfig, dataset: Dataset) -> int:
+def _run_locked(
+    args: argparse.Namespace,
+    config: PipelineConfig,
+    dataset: Dataset,
+    started: Callable[[str], None] = lambda run_id: None,
+) -> int:
     from pipeline import console
     from pipeline.config import DEFAULT_ROOT
     from pipeline.locking import new_run_id
@@ -178,6 +247,7 @@ def _run_locked(args: argparse.Namespace, config: PipelineConfig, dataset: Datas
     # TFX's Beam executors read the command line as absl flags: -v would be theirs.
     del sys.argv[1:]
     run_id = new_run_id()
+    started(run_id)
     log_path = os.path.join(os.path.abspath(config.root), "logs", f"{run_id}.log")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     with console.quiet_streams(log_path, args.verbose) as (out, err):

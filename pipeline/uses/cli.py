@@ -170,7 +170,7 @@ def _report(args: argparse.Namespace) -> int:
     from pipeline.errors import UserError
     from pipeline.uses import runs
 
-    record = runs.choose(runs.all_runs(str(_root(args))), args.name)
+    record = runs.choose(runs.some_runs(str(_root(args))), args.name)
     folder = pathlib.Path(record.report_uri or "")
     page, card = folder / "report.html", folder / "model_card.md"
     wanted = card if args.card else page
@@ -193,7 +193,7 @@ def _report(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from pipeline.uses import compare, runs
 
-    records = runs.all_runs(str(_root(args)))
+    records = runs.some_runs(str(_root(args)))
     chosen = (
         [runs.choose(records, name) for name in args.names]
         if args.names
@@ -219,7 +219,7 @@ def _search(args: argparse.Namespace) -> int:
 
     loaded = [images.load(path, args.invert) for path in args.images]
     root = str(_root(args))
-    record = runs.choose(runs.all_runs(root), args.model)
+    record = runs.choose(runs.some_runs(root), args.model)
     outputs = runs.outputs(root, record)
     _quieten()
     queries = np.concatenate([one.images for one in loaded])

@@ -13,18 +13,23 @@ from pipeline.history import RunRecord
 _SERVING_FOLDER = "Format-Serving"
 
 
-def all_runs(root: str) -> list[RunRecord]:
+def complete_runs(root: str) -> list[RunRecord]:
+    """Complete runs in a root, oldest first."""
+    path = os.path.join(os.path.abspath(root), "metadata.sqlite")
+    if not os.path.exists(path):
+        return []
+    from pipeline import history
+
+    return [r for r in history.runs(history.open_store(path)) if r.state == "complete"]
+
+
+def some_runs(root: str) -> list[RunRecord]:
     """Complete runs in a root, oldest first.
 
     Raises:
       UserError: There is none.
     """
-    path = os.path.join(os.path.abspath(root), "metadata.sqlite")
-    records = []
-    if os.path.exists(path):
-        from pipeline import history
-
-        records = [r for r in history.runs(history.open_store(path)) if r.state == "complete"]
+    records = complete_runs(root)
     if not records:
         raise UserError(
             f"no complete run in {os.path.abspath(root)}; start one with 'mnist-ae run' or set "
