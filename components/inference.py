@@ -400,7 +400,8 @@ def _as_features(batch: pa.RecordBatch) -> pa.RecordBatch:
         elif pa.types.is_string(column.type) or pa.types.is_fixed_size_binary(column.type):
             column = column.cast(pa.binary())
         if pa.types.is_fixed_size_list(column.type):
-            columns.append(column.cast(pa.list_(pa.float32())))
+            offsets = np.arange(len(column) + 1, dtype=np.int32) * column.type.list_size
+            columns.append(pa.ListArray.from_arrays(pa.array(offsets), column.flatten()))
             continue
         offsets = np.concatenate([[0], np.cumsum(column.is_valid().to_numpy(False))])
         columns.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column.drop_null()))
