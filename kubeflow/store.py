@@ -19,7 +19,9 @@ from pipeline.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
-Connection: TypeAlias = metadata_store_pb2.ConnectionConfig | metadata_store_pb2.MetadataStoreClientConfig
+Connection: TypeAlias = (
+    metadata_store_pb2.ConnectionConfig | metadata_store_pb2.MetadataStoreClientConfig
+)
 
 _MYSQL_PORT = 3306
 _STATES = metadata_store_pb2.Execution

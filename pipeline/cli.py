@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kubeflow import cli as kubeflow_cli
 from pipeline.continuous import cli as continuous_cli
 from pipeline.uses import cli as uses_cli
 from serving import cli as serving_cli
@@ -67,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     continuous_cli.register(commands, _add_config_arguments, config_source)
     uses_cli.register(commands, _add_root_argument)
     serving_cli.register(commands)
+    kubeflow_cli.register(commands, _add_config_arguments, config_source)
     return parser
 
 

@@ -1,0 +1,211 @@
+"""The compiled pipeline: what a backend accepts, and what is refused before it could."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from google.protobuf import json_format
+
+from kubeflow import compiler
+from pipeline import config
+from pipeline.errors import UserError
+
+_GPU = ("kubeflow.nodes.Trainer.gpus=1", "kubeflow.nodes.Trainer.node_selector.pool=gpu")
+
+
+def compiled(*assignments: str) -> str:
+    values = config.read(None, assignments)
+    return compiler.compile_pipeline(config.parse(values), values)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return compiled(
+        "model=simple",
+        "kubeflow.nodes.Trainer.env.TF_GPU_ALLOCATOR=cuda_malloc_async",
+        "kubeflow.nodes.Transform.memory=4Gi",
+        "kubeflow.nodes.Transform.retries=5",
+        "kubeflow.nodes.Transform.timeout_seconds=77",
+        *_GPU,
+    )
+
+
+@pytest.fixture(scope="module")
+def documents(text) -> list[dict]:
+    return list(yaml.safe_load_all(text))
+
+
+def test_it_is_a_pipeline_spec_of_containers_only(documents):
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    spec = documents[0]
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    executors = spec["deploymentSpec"]["executors"]
+    assert {kind for executor in executors.values() for kind in executor} == {"container"}
+    assert spec["schemaVersion"] == "2.1.0"
+    assert len(executors) == len(spec["root"]["dag"]["tasks"]) >= 13
+
+
+def test_it_is_the_same_every_time(text):
+    again = compiled(
+        *_GPU,
+        "kubeflow.nodes.Transform.timeout_seconds=77",
+        "kubeflow.nodes.Transform.retries=5",
+        "kubeflow.nodes.Transform.memory=4Gi",
+        "kubeflow.nodes.Trainer.env.TF_GPU_ALLOCATOR=cuda_malloc_async",
+        "model=simple",
+    )
+    assert again == text
+
+
+def test_tasks_wait_for_what_tfx_says(documents):
+    tasks = documents[0]["root"]["dag"]["tasks"]
+    assert tasks["transform"]["dependentTasks"] == sorted(
+        ["data-gate", "import-schema-gen", "mnist-example-gen"]
+    )
+    assert "baseline-resolver" in tasks["evaluator"]["dependentTasks"]
+    assert "dependentTasks" not in tasks["mnist-example-gen"]
+
+
+def test_kfp_never_answers_from_its_own_cache(documents):
+    for task in documents[0]["root"]["dag"]["tasks"].values():
+        assert not task["cachingOptions"].get("enableCache")
+
+
+def test_every_run_parameter_has_a_default_and_reaches_the_node(documents):
+    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == set(compiler.PARAMETERS)
+    assert all("defaultValue" in p for p in parameters.values())
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        arguments = " ".join(executor["container"]["args"])
+        for name in compiler.PARAMETERS:
+            assert f"inputs.parameters['{name}']" in arguments
+
+
+def test_only_the_trainer_gets_a_gpu(documents):
+    executors = documents[0]["deploymentSpec"]["executors"]
+    with_gpu = [n for n, e in executors.items() if "accelerator" in e["container"]["resources"]]
+    assert with_gpu == ["exec-trainer"]
+    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert [n for n, e in platform.items() if "nodeSelector" in e] == ["exec-trainer"]
+
+
+def test_resources_retries_and_time_limit_are_those_of_the_node(documents):
+    spec = documents[0]
+    container = spec["deploymentSpec"]["executors"]["exec-transform"]["container"]
+    assert container["resources"]["memoryLimit"] == pytest.approx(4 * 2**30 / 1e9)
+    assert "--timeout=77" in container["args"]
+    assert spec["root"]["dag"]["tasks"]["transform"]["retryPolicy"]["maxRetryCount"] == 5
+    assert spec["root"]["dag"]["tasks"]["trainer"]["retryPolicy"]["maxRetryCount"] == 2
+    environment = spec["deploymentSpec"]["executors"]["exec-trainer"]["container"]["env"]
+    assert environment == [{"name": "TF_GPU_ALLOCATOR", "value": "cuda_malloc_async"}]
+
+
+def test_every_node_has_the_volume_and_the_password_but_not_in_clear(documents, text):
+    platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(platform) == set(documents[0]["deploymentSpec"]["executors"])
+    for executor in platform.values():
+        assert executor["pvcMount"] == [
+            {"constant": "mnist-ae-models", "mountPath": "/mnt/mnist-ae"}
+        ]
+        assert executor["secretAsEnv"][0]["secretName"] == "mnist-ae-metadata"
+    assert "password" not in documents[0].__repr__()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("kubeflow.nodes.Evaluator.gpus=1", "kubeflow.nodes.Evaluator.gpus"),
+        ("kubeflow.nodes.Trainr.cpu=2", "did you mean 'Trainer'"),
+        ("kubeflow.nodes.Pusher.retries=11", "at most 10"),
+        ("kubeflow.nodes.Pusher.backoff_seconds=9999", "at most 3600"),
+        ("kubeflow.pipeline_root=s3://bucket/x", "no file system for s3://"),
+        ("kubeflow.pipeline_root=minio://bucket/x", "no file system for minio://"),
+        ("kubeflow.pipeline_root=relative/folder", "kubeflow.pipeline_root"),
+        ("kubeflow.push_dir=/elsewhere/models", "not on the volume"),
+        ("kubeflow.data_dir=gs://bucket/data", "kubeflow.data_dir"),
+        ("kubeflow.metadata_url=postgres://h/d", "no ML Metadata store"),
+        ("name=Not_A_Name", "no name for a KFP pipeline"),
+        ("beam.runner=FlinkRunner", "EXTERNAL"),
+    ],
+)
+def test_what_a_backend_would_refuse_is_refused_here(assignment, expected):
+    with pytest.raises(UserError, match="(?s).*") as caught:
+        compiled("model=simple", assignment)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("kubeflow.nodes.Trainer.gpu=1", "did you mean 'kubeflow.nodes.Trainer.gpus'"),
+        ("kubeflow.nodes.Trainer.cpu=lots", "no Kubernetes quantity"),
+        ("kubeflow.image=no-tag", "kubeflow.image"),
+        ("kubeflow.volume_claim=Not_A_Claim", "kubeflow.volume_claim"),
+        ("kubeflow.defaults.secrets.X=nokey", "secret-name/key"),
+        ("kubeflow.defaults.env={1A: b}", "environment variable"),
+        ("kubeflow.nodes.Trainer.node_selector={'a b': c}", "no Kubernetes label"),
+        ("kubeflow.metadata_url=mysql://u:secret@h/d", "as a secret instead"),
+        ("kubeflow.span=newest", "'latest' or a number"),
+        ("kubeflow.workers.count=0", "kubeflow.workers.count"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(assignment, expected):
+    with pytest.raises(UserError) as caught:
+        config.load(None, [assignment])
+    assert expected in str(caught.value)
+    assert "secret@" not in str(caught.value)
+
+
+def _rename_task(spec):
+    tasks = spec["root"]["dag"]["tasks"]
+    tasks["run_report"] = tasks.pop("run-report")
+
+
+def _wait_for_nobody(spec):
+    spec["root"]["dag"]["tasks"]["pusher"]["dependentTasks"].append("nobody")
+
+
+def _add_resolver(spec):
+    executors = spec["deploymentSpec"]["executors"]
+    executors["exec-pusher"] = {"importer": {"artifactUri": {"constant": "x"}}}
+
+
+def _drop_default(spec):
+    del spec["root"]["inputDefinitions"]["parameters"]["model"]["defaultValue"]
+
+
+def _cache(spec):
+    spec["root"]["dag"]["tasks"]["pusher"]["cachingOptions"] = {"enableCache": True}
+
+
+def _misspell(spec):
+    spec["root"]["dag"]["tasks"]["pusher"]["dependantTasks"] = []
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (_rename_task, "letters, digits and hyphens"),
+        (_wait_for_nobody, "not in the pipeline"),
+        (_add_resolver, "containers only"),
+        (_drop_default, "no default"),
+        (_cache, "cache is on"),
+        (_misspell, "no KFP pipeline spec"),
+    ],
+)
+def test_a_spec_that_a_backend_would_refuse_is_found(documents, damage, expected):
+    spec = copy.deepcopy(documents[0])
+    damage(spec)
+    with pytest.raises(UserError, match=expected):
+        compiler.check_spec(yaml.safe_dump_all([spec, documents[1]]))
+
+
+def test_platform_settings_of_an_unknown_task_are_found(documents):
+    platform = copy.deepcopy(documents[1])
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    executors["exec-nobody"] = executors.pop("exec-pusher")
+    with pytest.raises(UserError, match="exec-nobody"):
+        compiler.check_spec(yaml.safe_dump_all([documents[0], platform]))
