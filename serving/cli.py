@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from serving.images import Loaded
 
 _SHEET_LIMIT = 64
+# Below the root; pipeline.continuous.samples gathers what is there.
+SAMPLES = "samples"
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -79,6 +81,17 @@ def _register_serve(subparsers: Any) -> None:
     parser.add_argument(
         "--load-retries", type=int, choices=range(10), default=2, metavar="N",
         help="further tries after a failed load, a second apart (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sample-rate", type=_rate, default=0.0, metavar="PART",
+        help="keep this part of the requests' images for retraining, 0 to 1 (0: none; embedded)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sample-dir", metavar="DIR", help="where they go (<root>/samples, where `watch` looks)"
+    )
+    parser.add_argument(
+        "--sample-max-mb", type=_positive_int, default=64,
+        help="size of that folder beyond which nothing is kept, in MiB (%(default)s)",
     )  # fmt: skip
     parser.set_defaults(run=_serve)
 
@@ -204,6 +217,13 @@ def _port(text: str) -> int:
     return number
 
 
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
 def _positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -246,6 +266,12 @@ def _serve(args: argparse.Namespace) -> int:
         from serving.server.options import TlsFiles
 
         options["tls"] = TlsFiles(args.tls_cert, args.tls_key, args.tls_client_ca)
+    if args.sample_rate:
+        from serving.server.sampling import SamplingOptions
+
+        options["sampling"] = SamplingOptions(
+            args.sample_dir or str(root / SAMPLES), args.sample_rate, args.sample_max_mb * 2**20
+        )
     plan = launcher.Plan(
         folder,
         config if pushed_here and folder.version is None else None,

@@ -129,6 +129,10 @@ def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:
         return _serve_embedded(plan, say)
     if plan.options.get("tls") is not None:
         raise InputError(f"--tls-... is for the embedded server; {chosen} has --ssl_config_file")
+    if plan.options.get("sampling") is not None:
+        raise InputError(
+            f"--sample-rate is for the embedded server; docs/continuous.md says how with {chosen}"
+        )
     if not plan.port or not plan.rest_port:
         raise InputError("port 0 (any free one) is for the embedded server; name the ports")
     say(f"backend: {'TensorFlow Serving' if chosen == 'binary' else 'Docker'} ({why})")

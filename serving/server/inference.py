@@ -18,6 +18,7 @@ from serving import contract, protos, wire
 from serving.server.batching import BatchingParameters, BatchScheduler
 from serving.server.manager import ModelManager
 from serving.server.metrics import Metrics
+from serving.server.sampling import Sampler
 from serving.server.servable import (
     DEFAULT_SIGNATURE,
     Servable,
@@ -43,6 +44,7 @@ class Inference:
         calls with a servable are wanted.
       metrics: Where runs are counted.
       batching: Gathers small requests when given.
+      sampler: Is offered every request that was answered.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Inference:
         manager: ModelManager | None = None,
         metrics: Metrics | None = None,
         batching: BatchingParameters | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.manager = manager
         self._metrics = metrics
         self._batching = batching
+        self._sampler = sampler
         self._schedulers: weakref.WeakKeyDictionary[Signature, BatchScheduler] = (
             weakref.WeakKeyDictionary()
         )
@@ -131,8 +135,10 @@ class Inference:
                 errors = outputs[list(aliases).index(contract.RECONSTRUCTION_ERROR)]
                 if errors.dtype.kind == "f" and errors.size:
                     self._metrics.count_reconstruction_error(
-                        servable.name, float(errors.sum()), errors.size
+                        servable.name, float(errors.sum()), errors.size, servable.version
                     )
+        if self._sampler is not None:
+            self._sampler.offer(signature.name, inputs)
         return outputs
 
     def _scheduler(self, signature: Signature) -> BatchScheduler:

@@ -243,7 +243,9 @@ class ModelManager:
             self._reload_lock.release()
 
     def wait_until_available(self, name: str, timeout: float | None = None) -> bool:
-        """Waits until a model answers, or until all its versions failed.
+        """Waits until a model answers, under every label, or until all its versions failed.
+
+        A label whose version failed to load is not waited for.
 
         Args:
           name: A configured model.
@@ -254,7 +256,8 @@ class ModelManager:
         """
 
         def settled() -> bool:
-            return name in self._served or self._settled(name)
+            answers = name in self._served and not self._labelled_loading(name)
+            return answers or self._settled(name)
 
         with self._changed:
             self._changed.wait_for(settled, timeout)
@@ -501,6 +504,18 @@ class ModelManager:
         return model.seen and all(
             number in model.versions and model.versions[number].state is State.END
             for number in model.aspired
+        )
+
+    def _labelled_loading(self, name: str) -> bool:
+        """Whether a version with a label is still on its way."""
+        model = self._models[name]
+        return any(
+            number in model.aspired
+            and (
+                number not in model.versions
+                or model.versions[number].state not in (State.AVAILABLE, State.END)
+            )
+            for number in model.settings.labels.values()
         )
 
     def _publish(self) -> None:

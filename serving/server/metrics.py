@@ -56,7 +56,7 @@ class Metrics:
         self._requests: dict[tuple[str, str], int] = {}
         self._latency: dict[tuple[str, str, str], _Histogram] = {}
         self._runtime: dict[str, _Histogram] = {}
-        self._errors: dict[str, list[float]] = {}
+        self._errors: dict[tuple[str, int], list[float]] = {}
 
     def count_request(
         self, model: str, status: str, api: str, entrypoint: str, microseconds: float
@@ -90,10 +90,12 @@ class Metrics:
                 histogram = self._runtime[model] = _Histogram()
             histogram.add(microseconds)
 
-    def count_reconstruction_error(self, model: str, total: float, images: int) -> None:
+    def count_reconstruction_error(
+        self, model: str, total: float, images: int, version: int = 0
+    ) -> None:
         """Adds up the ``reconstruction_error`` that went out with answers."""
         with self._lock:
-            entry = self._errors.setdefault(model, [0.0, 0])
+            entry = self._errors.setdefault((model, version), [0.0, 0])
             entry[0] += total
             entry[1] += images
 
@@ -131,10 +133,20 @@ class Metrics:
                 ),
             )
             out.append("# TYPE mnist_ae:serving:reconstruction_error summary\n")
-            for model, (total, images) in sorted(self._errors.items()):
+            for model in sorted({name for name, _ in self._errors}):
+                entries = [entry for (name, _), entry in self._errors.items() if name == model]
                 named = (("model_name", model),)
-                out.append(_series("mnist_ae:serving:reconstruction_error_sum", named, total))
-                out.append(_series("mnist_ae:serving:reconstruction_error_count", named, images))
+                for part, position in (("sum", 0), ("count", 1)):
+                    value = sum(entry[position] for entry in entries)
+                    out.append(
+                        _series(f"mnist_ae:serving:reconstruction_error_{part}", named, value)
+                    )
+            out.append("# TYPE mnist_ae:serving:version_reconstruction_error summary\n")
+            for (model, version), entry in sorted(self._errors.items()):
+                exact = (("model_name", model), ("version", str(version)))
+                for part, value in zip(("sum", "count"), entry):
+                    name = f"mnist_ae:serving:version_reconstruction_error_{part}"
+                    out.append(_series(name, exact, value))
         out.append("# TYPE mnist_ae:serving:model_version gauge\n")
         for model, versions in sorted(self._versions().items()):
             for version in versions:

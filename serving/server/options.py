@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from serving.server.batching import BatchingParameters
 from serving.server.config import ModelSettings
+from serving.server.sampling import SamplingOptions
 
 MIB = 2**20
 
@@ -49,6 +50,7 @@ class ServerOptions:
       load_retry_interval: Seconds between them.
       drain_timeout: Seconds that requests under way have when stopping.
       config_file: Read again when it changes, every ``poll_interval``.
+      sampling: Keeps a sample of the requests' images when given.
     """
 
     models: Mapping[str, ModelSettings]
@@ -68,3 +70,4 @@ class ServerOptions:
     load_retry_interval: float = 1.0
     drain_timeout: float = 30.0
     config_file: str | None = None
+    sampling: SamplingOptions | None = None

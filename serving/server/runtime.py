@@ -17,6 +17,7 @@ from serving.server.inference import Inference
 from serving.server.manager import ModelManager, State
 from serving.server.metrics import Metrics
 from serving.server.options import ServerOptions
+from serving.server.sampling import Sampler
 from serving.server.servable import Servable
 from serving.server.status import Code, StatusError
 
@@ -46,7 +47,8 @@ class EmbeddedServer:
             max_load_retries=options.max_load_retries,
             load_retry_interval=options.load_retry_interval,
         )
-        self.inference = Inference(self.manager, self.metrics, options.batching)
+        self.sampler = Sampler(options.sampling) if options.sampling is not None else None
+        self.inference = Inference(self.manager, self.metrics, options.batching, self.sampler)
         self._grpc: grpc.Server | None = None
         self._rest: RestServer | None = None
         self._config_text = self._read_config_file()
@@ -117,6 +119,8 @@ class EmbeddedServer:
                 grpc_stopped.wait()
                 self._workers.shutdown(wait=True)
             self.manager.stop()
+            if self.sampler is not None:
+                self.sampler.close()
             self._stopped.set()
 
     def __enter__(self) -> EmbeddedServer:
