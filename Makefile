@@ -20,7 +20,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.venv-uv/bin/uv)
 # Tests use the full MNIST that lies beside the checkout, where it does.
 TEST_ENV := MNIST_DATA_DIR="$${MNIST_DATA_DIR:-$(abspath $(wildcard ../shared/data/mnist))}"
 
-.PHONY: run test test-all lint format setup clean lock docs bench bench-models bench-serving
+.PHONY: run test test-all lint format setup clean lock docs bench bench-models bench-serving bench-uses
 
 run: setup
 	@$(BIN)/mnist-ae run $(ARGS)
@@ -48,6 +48,9 @@ bench-models: setup
 
 bench-serving: setup
 	@$(TEST_ENV) $(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-uses: setup
+	@$(TEST_ENV) $(BIN)/python -m benchmarks.uses $(ARGS)
 
 docs: setup
 	@$(BIN)/python -m benchmarks.models --write-docs

@@ -50,10 +50,10 @@ OUTPUTS = {
 _CLASSIFIED = (PREDICTED, contract.PROBABILITIES)
 _SCORED = (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)
 
-# Small enough for the maps of a convolution to stay near the caches.
-BATCH = 512
+# Enough to keep a small model busy, few enough for the maps of a convolution.
+BATCH = 1_024
 # Batches a row group of a Parquet file.
-_GROUP_BATCHES = 10
+_GROUP_BATCHES = 5
 _SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
 
 
@@ -311,10 +311,13 @@ def _tables(shard: Shard, predictor: Predictor) -> Iterator[pa.RecordBatch]:
 
 def _table(shard: Shard, predictor: Predictor, batch: Batch, row: int) -> pa.RecordBatch:
     count = len(batch.images)
-    names = batch.names or [shard.source.name] * count
-    rows = np.zeros(count, np.int64) if batch.names else np.arange(row, row + count)
+    if batch.names is None:
+        names = pa.repeat(pa.scalar(shard.source.name, pa.string()), count)
+    else:
+        names = pa.array(batch.names, pa.string())
+    rows = np.arange(row, row + count) if batch.names is None else np.zeros(count, np.int64)
     columns: dict[str, pa.Array] = {
-        SOURCE: pa.array(names, pa.string()),
+        SOURCE: names,
         ROW: pa.array(rows),
         LABEL: pa.array(batch.labels, pa.int64(), mask=batch.labels == features.NO_LABEL),
     }

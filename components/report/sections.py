@@ -165,11 +165,13 @@ class Figure:
       name: Of the PNG.
       chart: It.
       caption: What is to be seen.
+      small: Whether a third of the page's width is enough.
     """
 
     name: str
     chart: figures.Chart
     caption: str
+    small: bool = False
     kind: str = "figure"
 
 
@@ -411,7 +413,7 @@ def training(material: Material) -> Section:
             {label.split(", ")[1]: values for label, values in curves(key).items()},
             title, log=False,
         )  # fmt: skip
-        blocks.append(Figure(f"training_{key}", chart, f"{title.capitalize()} by epoch."))
+        blocks.append(Figure(f"training_{key}", chart, f"{title}, by epoch.", small=True))
     seconds = material.training["seconds"]
     return Section(
         "training", "Training",
