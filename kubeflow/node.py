@@ -189,6 +189,7 @@ def run_node(args: argparse.Namespace) -> None:
 
             raise RunError(f"{args.node} did not run: an input is missing")
     except Interrupted as e:
+        _noted()
         from ml_metadata.proto import metadata_store_pb2
 
         cancelled = e.exit_code == EXIT_CANCELLED
@@ -264,24 +265,36 @@ def _launch(ir: Any, node_id: str, connection: Any) -> None:
 
 @contextlib.contextmanager
 def _interruptible(timeout: int) -> Iterator[None]:
-    """Turns SIGTERM and the time limit into :class:`Interrupted`."""
+    """Turns SIGTERM and the time limit into :class:`Interrupted`.
+
+    It is raised again every second until someone takes note: where Python
+    ignores exceptions (in destructors, say) the first one would be lost.
+    """
+    late = Interrupted(f"gave up after its {timeout} s (timeout_seconds)", EXIT_TIMEOUT)
+    reason = late
+
+    def again(signum: int, frame: Any) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        raise reason
 
     def cancelled(signum: int, frame: Any) -> NoReturn:
-        # Once is enough: what follows must be left to clean up.
+        nonlocal reason
+        reason = Interrupted("cancelled (SIGTERM)", EXIT_CANCELLED)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Interrupted("cancelled (SIGTERM)", EXIT_CANCELLED)
-
-    def late(signum: int, frame: Any) -> NoReturn:
-        raise Interrupted(f"gave up after its {timeout} s (kubeflow timeout_seconds)", EXIT_TIMEOUT)
+        again(signum, frame)
 
     signal.signal(signal.SIGTERM, cancelled)
-    signal.signal(signal.SIGALRM, late)
-    if timeout:
-        signal.alarm(timeout)
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
     try:
         yield
     finally:
-        signal.alarm(0)
+        _noted()
+
+
+def _noted() -> None:
+    """Lets what follows an interruption run undisturbed."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,6 +305,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter(args.node, args.run_id))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for chatty in ("apache_beam.typehints", "absl"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     started = time.monotonic()
     try:

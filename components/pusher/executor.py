@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 import uuid
 from typing import Any
@@ -21,6 +22,8 @@ _logger = logging.getLogger(__name__)
 # In a pushed version: which artifact it came from.
 ORIGIN_FILE = os.path.join("assets.extra", "origin.json")
 _STAGING_PREFIX = "_tmp."
+# A push of another machine that is older than a day was killed.
+_ABANDONED_SECONDS = 86_400
 
 
 class Executor(tfx_pusher.Executor):
@@ -84,23 +87,47 @@ def push(model_path: str, base: str, origin: str) -> str:
     """
     fileio.makedirs(base)
     for name in fileio.listdir(base):
-        if name.startswith(_STAGING_PREFIX):
-            # Left by a push that was killed; the run's lock keeps others out.
-            fileio.rmtree(os.path.join(base, name.rstrip("/")))
+        name = name.rstrip("/")
+        if name.startswith(_STAGING_PREFIX) and not _is_at_work(os.path.join(base, name)):
+            fileio.rmtree(os.path.join(base, name))
     existing = versions(base)
     if existing:
         newest = os.path.join(base, str(existing[-1]))
         if _origin_of(newest) == origin:
             return newest
-    staging = os.path.join(base, f"{_STAGING_PREFIX}{uuid.uuid4().hex}")
+    owner = f"{os.getpid()}@{socket.gethostname()}"
+    staging = os.path.join(base, f"{_STAGING_PREFIX}{uuid.uuid4().hex}.{owner}")
     io_utils.copy_dir(model_path, staging)
     origin_file = os.path.join(staging, ORIGIN_FILE)
     fileio.makedirs(os.path.dirname(origin_file))
     io_utils.write_string_file(origin_file, json.dumps({"uri": origin}))
     version = max([int(time.time()), *(v + 1 for v in existing[-1:])])
-    path = os.path.join(base, str(version))
-    fileio.rename(staging, path)
-    return path
+    while True:
+        path = os.path.join(base, str(version))
+        try:
+            fileio.rename(staging, path)
+            return path
+        except Exception:
+            # Another run, of another pod, has pushed in the same second.
+            if not fileio.exists(path):
+                raise
+            version += 1
+
+
+def _is_at_work(staging: str) -> bool:
+    """Whether a push that is under way made this folder; a killed one left it else."""
+    name, _, host = os.path.basename(staging).partition("@")
+    pid = name.rpartition(".")[2]
+    if host == socket.gethostname():
+        return pid.isdigit() and os.path.exists(f"/proc/{pid}")
+    if not host:
+        return False
+    try:
+        age = time.time() - os.stat(staging).st_mtime
+    except OSError:
+        # Not a local folder: nothing tells its age.
+        return True
+    return age < _ABANDONED_SECONDS
 
 
 def _origin_of(version_path: str) -> str | None:

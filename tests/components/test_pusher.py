@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import threading
 
 import pytest
@@ -60,6 +61,29 @@ def test_what_a_killed_push_left_is_removed(tmp_path, model):
     (base / "_tmp.1234").mkdir(parents=True)
     executor.push(model, str(base), "uri/1")
     assert [name for name in os.listdir(base) if not name.isdigit()] == []
+
+
+def test_the_push_of_another_pod_is_left_alone(tmp_path, model):
+    base = tmp_path / "serving"
+    (base / "_tmp.1234.7@another-pod").mkdir(parents=True)
+    (base / f"_tmp.5678.{os.getpid()}@{socket.gethostname()}").mkdir()
+    executor.push(model, str(base), "uri/1")
+    assert len([name for name in os.listdir(base) if name.startswith("_tmp.")]) == 2
+
+
+def test_two_pods_that_push_in_the_same_second_get_two_versions(tmp_path, model):
+    base, paths = str(tmp_path / "serving"), []
+
+    def push(i: int) -> None:
+        paths.append(executor.push(model, base, f"uri/{i}"))
+
+    threads = [threading.Thread(target=push, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(paths)) == 4
+    assert sorted(os.listdir(base)) == sorted(os.path.basename(p) for p in paths)
 
 
 def test_a_watcher_never_sees_half_a_version(tmp_path, model):

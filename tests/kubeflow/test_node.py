@@ -1,0 +1,225 @@
+"""One node in a process of its own: retries, cancellation, exit codes, the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from ml_metadata.proto import metadata_store_pb2
+
+from kubeflow import node
+from kubeflow import store as stores
+from pipeline import history
+from pipeline.errors import UserError
+
+STATES = metadata_store_pb2.Execution
+RUN = "5f1d2c3b-run"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, digits_folder) -> pathlib.Path:
+    """A folder as a cluster's volume would be, with the embedded digits."""
+    folder = tmp_path_factory.mktemp("volume")
+    (folder / "data").symlink_to(digits_folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driver(driver_of, place):
+    return driver_of(place)
+
+
+@pytest.fixture(scope="module")
+def ingested(driver, place):
+    """The nodes up to the data, executed from the compiled file."""
+    done = driver.run({}, run_id=RUN, only=["import-schema-gen", "mnist-example-gen"])
+    assert done.failed is None, done.attempts[-1].stderr
+    return done
+
+
+def store_of(place: pathlib.Path):
+    return history.open_store(str(place / "metadata.sqlite"))
+
+
+def execute(driver, task: str, run_id: str = RUN, **parameters) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        driver.command(task, parameters, run_id), capture_output=True, text=True, check=False
+    )
+
+
+def test_a_node_leaves_its_execution_and_artifact(ingested, place):
+    store = store_of(place)
+    (execution,) = history.node_executions(store, RUN, "MnistExampleGen")
+    assert execution.last_known_state == STATES.COMPLETE
+    (examples,) = history.run_outputs(store, RUN, "Examples")
+    assert examples.custom_properties["count_train"].int_value == 4_500
+    assert os.path.isdir(examples.uri)
+
+
+def test_its_log_is_json_a_line(ingested):
+    lines = ingested.of("mnist-example-gen")[0].stderr.splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    assert records[-1]["message"].startswith("MnistExampleGen done in")
+    assert {r["node"] for r in records} == {"MnistExampleGen"}
+    assert {r["run"] for r in records} == {RUN}
+
+
+def test_an_attempt_that_ended_well_is_not_repeated(ingested, driver, place):
+    done = execute(driver, "mnist-example-gen")
+    assert done.returncode == 0
+    assert "done already" in done.stderr
+    store = store_of(place)
+    assert len(history.node_executions(store, RUN, "MnistExampleGen")) == 1
+    assert len(history.run_outputs(store, RUN, "Examples")) == 1
+
+
+def start(driver, place, task: str, node: str) -> subprocess.Popen:
+    """A node that is at work: its execution stands in the store."""
+    before = len(history.node_executions(store_of(place), RUN, node))
+    process = subprocess.Popen(driver.command(task, {}, RUN), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(history.node_executions(store_of(place), RUN, node)) == before:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def states_of(place, node: str) -> list[int]:
+    return [e.last_known_state for e in history.node_executions(store_of(place), RUN, node)]
+
+
+def test_a_killed_attempt_is_cleared_away_and_done_again(ingested, driver, place):
+    process = start(driver, place, "statistics-gen", "StatisticsGen")
+    process.kill()
+    process.communicate()
+    assert states_of(place, "StatisticsGen") == [STATES.RUNNING]
+    done = execute(driver, "statistics-gen")
+    assert done.returncode == 0, done.stderr
+    # TFX gives attempts of a run one execution.
+    assert states_of(place, "StatisticsGen")[-1] == STATES.COMPLETE
+    assert STATES.RUNNING not in states_of(place, "StatisticsGen")
+    (statistics,) = history.run_outputs(store_of(place), RUN, "ExampleStatistics")
+    folders = os.listdir(place / "pipeline" / "StatisticsGen" / "statistics")
+    assert folders == [os.path.basename(statistics.uri)]
+
+
+def test_a_cancelled_node_says_so_in_the_store(ingested, driver, place):
+    process = start(driver, place, "transform", "Transform")
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr[-2_000:]
+    assert stderr.splitlines()[-1] == "Transform: error: cancelled (SIGTERM)"
+    assert states_of(place, "Transform") == [STATES.CANCELED]
+
+
+def test_a_node_that_takes_too_long_gives_up(ingested, driver, place):
+    command = driver.command("statistics-gen", {}, RUN)
+    command[[w.startswith("--timeout") for w in command].index(True)] = "--timeout=1"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 124
+    assert done.stderr.splitlines()[-1].startswith("StatisticsGen: error: gave up after its 1 s")
+    assert not stores.is_finished(store_of(place), RUN, "StatisticsGen")
+
+
+def test_a_failing_component_is_the_last_line(ingested, driver, place):
+    empty = place / "empty"
+    empty.mkdir(exist_ok=True)
+    done = execute(driver, "mnist-example-gen", run_id="bad-data", data_dir=str(empty))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("MnistExampleGen: error: ")
+    assert str(empty) in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model=simpel"], "did you mean 'simple'"),
+        (["--config={"], "not JSON"),
+        (["--config=[]"], "JSON object"),
+        (['--config={"trainer": {"epoch": 3}}'], "did you mean 'trainer.epochs'"),
+        (["--span=3"], "no folders span-N"),
+        (["--span=x"], "'latest' or a number"),
+        (["--epochs=-1"], "trainer.epochs"),
+    ],
+)
+def test_a_bad_argument_is_named(place, words, expected):
+    common = ["--node=N", "--run-id=r", "--metadata-url=x", "--pipeline-root=p", "--push-dir=d"]
+    args = node.make_parser().parse_args([*common, f"--data-dir={place}/data", *words])
+    with pytest.raises(UserError) as caught:
+        node.data_source(args, node.node_config(args).data.dataset)
+    assert expected in str(caught.value)
+
+
+def test_spans_are_found_in_the_container(tmp_path):
+    for number in (2, 10):
+        (tmp_path / f"span-{number}" / "version-1").mkdir(parents=True)
+    common = ["--node=N", "--run-id=r", "--metadata-url=x", "--pipeline-root=p", "--push-dir=d"]
+    parse = node.make_parser().parse_args
+    latest = node.data_source(parse([*common, f"--data-dir={tmp_path}"]), "auto")
+    assert latest["data_pattern"] == "span-{SPAN}/version-{VERSION}"
+    assert latest["data_span"] is None
+    one = node.data_source(parse([*common, f"--data-dir={tmp_path}", "--span=2"]), "auto")
+    assert one["data_span"] == 2
+    with pytest.raises(UserError, match="there are 2, 10"):
+        node.data_source(parse([*common, f"--data-dir={tmp_path}", "--span=3"]), "auto")
+
+
+def test_no_metadata_store_is_exit_code_3_and_the_next_attempt_finds_it(driver, place, tmp_path):
+    command = driver.command("import-schema-gen", {}, "no-store")
+    index = next(i for i, w in enumerate(command) if w.startswith("--metadata-url="))
+    command[index] = "--metadata-url=mysql://nobody@127.0.0.1:1/nothing"
+    done = subprocess.run(
+        [*command, "--metadata-patience=1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert "no answer" in done.stderr.splitlines()[-1]
+    command[index] = f"--metadata-url=sqlite://{place}/metadata.sqlite"
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_help_answers_without_tensorflow():
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "kubeflow.node", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--run-id" in done.stdout
+    assert "tensorflow" not in done.stderr
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("mysql://user@db:3307/name", "mysql"),
+        ("sqlite:////tmp/x.sqlite", "sqlite"),
+    ],
+)
+def test_an_address_is_a_connection(url, kind):
+    assert stores.connection(url, "secret").WhichOneof("config") == kind
+
+
+def test_the_parts_of_an_address_arrive():
+    config = stores.connection("mysql://user@db:3307/name", "secret").mysql
+    assert (config.user, config.host, config.port, config.database, config.password) == (
+        "user",
+        "db",
+        3307,
+        "name",
+        "secret",
+    )
+    client = stores.connection("grpc://store:8080")
+    assert (client.host, client.port) == ("store", 8080)
+
+
+@pytest.mark.parametrize("url", ["", "mysql://db/name", "grpc://h", "sqlite://", "mysql://u@h:x/d"])
+def test_another_address_is_refused(url):
+    with pytest.raises(UserError, match="metadata store"):
+        stores.connection(url)

@@ -1,0 +1,111 @@
+"""Two runs at once against one MySQL-compatible metadata store."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from ml_metadata import metadata_store
+
+from kubeflow import store as stores
+from pipeline import history
+
+pytestmark = pytest.mark.e2e
+
+PASSWORD = "not-in-any-file"
+
+
+@pytest.fixture(scope="module")
+def mysql(tmp_path_factory):
+    """The address of a MariaDB server of our own."""
+    server = shutil.which("mariadbd") or shutil.which("mysqld") or "/usr/sbin/mariadbd"
+    install = shutil.which("mariadb-install-db") or shutil.which("mysql_install_db")
+    if not os.path.exists(server) or install is None:
+        pytest.skip("no MySQL-compatible server; apt-get install mariadb-server")
+    folder = tmp_path_factory.mktemp("mysql")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    user = ["--user=root"] if os.geteuid() == 0 else []
+    subprocess.run(
+        [install, "--no-defaults", f"--datadir={folder}/data", *user,
+         "--auth-root-authentication-method=normal"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    start = folder / "init.sql"
+    start.write_text(
+        "CREATE DATABASE mnist_ae;"
+        f"CREATE USER 'mnist-ae'@'%' IDENTIFIED BY '{PASSWORD}';"
+        "GRANT ALL ON mnist_ae.* TO 'mnist-ae'@'%';\n"
+    )
+    process = subprocess.Popen(
+        [server, "--no-defaults", f"--datadir={folder}/data", f"--port={port}", *user,
+         "--bind-address=127.0.0.1", f"--socket={folder}/sock", f"--pid-file={folder}/pid",
+         f"--init-file={start}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    yield f"mysql://mnist-ae@127.0.0.1:{port}/mnist_ae"
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def test_two_runs_at_once_share_the_store(mysql, tmp_path, digits_folder, driver_of):
+    (tmp_path / "data").symlink_to(digits_folder)
+    driver = driver_of(
+        pathlib.Path(tmp_path),
+        f"kubeflow.metadata_url={mysql}",
+        "trainer.epochs=8",
+        "trainer.batch_size=64",
+        "evaluator.max_increase=0.5",
+    )
+    secrets = {"mnist-ae-metadata/password": PASSWORD}
+    assert PASSWORD not in (tmp_path / "pipeline.yaml").read_text()
+    done = {}
+
+    def run(run_id: str, epochs: float) -> None:
+        done[run_id] = driver.run({"epochs": epochs}, run_id=run_id, secrets=secrets)
+
+    threads = [threading.Thread(target=run, args=(f"run-{i}", 8.0 + i)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for execution in done.values():
+        assert execution.failed is None, execution.attempts[-1].stderr[-2_000:]
+    store = metadata_store.MetadataStore(stores.connection(mysql, PASSWORD))
+    records = [history.run(store, run_id) for run_id in done]
+    assert [r.state for r in records] == ["complete", "complete"]
+    pushed = {r.pushed_version for r in records}
+    assert len(pushed) == 2
+    assert pushed == set(os.listdir(tmp_path / "models" / "simple"))
+
+
+def test_a_store_that_comes_up_late_is_waited_for(mysql, driver_of, tmp_path):
+    """Unreachable for the first attempt; the second one, which KFP makes, finds it."""
+    driver = driver_of(
+        pathlib.Path(tmp_path), f"kubeflow.metadata_url={mysql}", "kubeflow.defaults.retries=1"
+    )
+    secrets = {"mnist-ae-metadata/password": PASSWORD}
+
+    class Late:
+        tries = 0
+
+    def before(task: str, attempt: int) -> dict[str, str]:
+        Late.tries += 1
+        # The first attempt gets a wrong password: the server lets nobody in.
+        return {"MNIST_AE_METADATA_PASSWORD": "wrong"} if attempt == 0 else {}
+
+    started = time.monotonic()
+    done = driver.run(
+        {}, run_id="run-late", secrets=secrets, before=before, only=["import-schema-gen"]
+    )
+    assert done.failed is None
+    assert [a.code for a in done.attempts] == [3, 0]
+    assert Late.tries == 2 and time.monotonic() - started < 300
+    assert PASSWORD not in done.attempts[0].stderr
