@@ -20,6 +20,9 @@ UV := $(or $(shell command -v uv 2>/dev/null),.venv-uv/bin/uv)
 # Tests use the full MNIST that lies beside the checkout, where it does.
 TEST_ENV := MNIST_DATA_DIR="$${MNIST_DATA_DIR:-$(abspath $(wildcard ../shared/data/mnist))}"
 
+COMPILE = $(UV) pip compile --quiet pyproject.toml --generate-hashes --no-emit-index-url \
+  --no-header --no-annotate
+
 .PHONY: run test test-all lint format setup clean lock docs bench bench-models bench-serving bench-uses
 
 run: setup
@@ -78,9 +81,14 @@ $(VENV)/.complete: $(LOCK) pyproject.toml setup.py Makefile | $(UV)
 lock: | $(UV)
 	@for spec in "tfx-1.16 3.10 x86_64-manylinux_2_28" "tfx-1.21 3.12 x86_64-manylinux_2_39"; do \
 	  set -- $$spec; \
-	  $(UV) pip compile --quiet pyproject.toml --extra dev --extra kubeflow --python-version $$2 --python-platform $$3 \
-	    --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  $(COMPILE) --extra dev --extra kubeflow --python-version $$2 --python-platform $$3 \
 	    --constraint requirements/$$1.in --output-file requirements/$$1.txt || exit 1; \
+	done
+	@for variant in cpu gpu; do \
+	  $(COMPILE) --extra kubeflow $$(test $$variant = gpu && echo --extra gpu) \
+	    --python-version 3.10 --python-platform x86_64-manylinux_2_28 \
+	    --constraint requirements/tfx-1.16.in --constraint requirements/tfx-1.16.txt \
+	    --output-file requirements/image-$$variant.txt || exit 1; \
 	done
 
 clean:
