@@ -122,20 +122,29 @@ def main(path: str) -> int:
         except Exception as e:
             traceback.print_exc()
             print(f"error: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
-            from pipeline.local_runner import is_disk_full
-
-            return EXIT_NO_SPACE if is_disk_full(e) else getattr(e, "exit_code", 1)
+            return EXIT_NO_SPACE if _is_disk_full(e) else getattr(e, "exit_code", 1)
     return 0
 
 
+def _is_disk_full(error: Exception) -> bool:
+    from pipeline.local_runner import is_disk_full
+
+    return is_disk_full(error)
+
+
 def _process(config: Any, job: Job, progress: Progress) -> None:
+    known = {m.key: m for m in spans.scan(config.root)}
+    # Before TFX is imported: what is damaged costs a second, not ten.
+    batch = [
+        known[key] for key in job.batch if key in known and _check(config, progress, known[key])
+    ]
+    if not batch:
+        return
     from pipeline import local_runner
     from pipeline.continuous import retention
 
     local_runner.recover(config)
     golden = _golden(config)
-    known = {m.key: m for m in spans.scan(config.root)}
-    batch = [known[key] for key in job.batch if key in known]
     admitted = []
     trained = False
     for number, manifest in enumerate(batch):
@@ -156,6 +165,17 @@ def _process(config: Any, job: Job, progress: Progress) -> None:
     retention.clean(config)
 
 
+def _check(config: Any, progress: Progress, manifest: spans.Manifest) -> bool:
+    """Whether a span is what was published."""
+    progress.begin(manifest.key)
+    try:
+        spans.check(spans.version_folder(config.root, manifest.span, manifest.version), manifest)
+    except (OSError, ValueError) as e:
+        progress.end(manifest.key, status="error", reason=" ".join(str(e).split())[:1000])
+        return False
+    return True
+
+
 def _attempt(
     config: Any, job: Job, progress: Progress, golden: Any, manifest: spans.Manifest, *, train: bool
 ) -> str | None:
@@ -164,17 +184,15 @@ def _attempt(
     Returns:
       The verdict, or None where the span failed.
     """
-    from pipeline.local_runner import is_disk_full
     from trainer.warm_start import WarmStartError
 
     progress.begin(manifest.key)
     try:
-        spans.check(spans.version_folder(config.root, manifest.span, manifest.version), manifest)
         outcome = _run_span(config, job, golden, manifest, train=train)
     except WarmStartError:
         raise
     except Exception as e:
-        if is_disk_full(e):
+        if _is_disk_full(e):
             raise
         traceback.print_exc()
         text = " ".join(str(e).split()) or type(e).__name__

@@ -335,6 +335,7 @@ class Watcher:
             self._pause("disk_full" if e.errno == 28 else "run_error", str(e))
             return False
         self._count("runs")
+        self.save()
         self._events.tell("run", spans=" ".join(keys), log=str(log_path))
         self.state.gauges["run_under_way"] = 1
         started = time.monotonic()
