@@ -24,7 +24,8 @@ from pipeline.errors import UserError
 from pipeline.locking import locked
 from serving import images as image_files
 
-MANIFEST_FILE = "inference.json"
+# Readers of a folder of Parquet files pass over names that begin so.
+MANIFEST_FILE = "_inference.json"
 DEFAULT_OUTPUTS = ("code", "reconstruction_error", "is_anomaly")
 
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")

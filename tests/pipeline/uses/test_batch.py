@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -45,6 +46,8 @@ def expected(trained_run, digits):
 def test_idx_files_give_what_the_model_gives(job, expected, digits, tmp_path):
     result = batch.run(job, BEAM)
     assert (result.shards, result.done_before, result.images) == (2, 0, 5_000)
+    # Any reader of Parquet takes the folder as one table.
+    assert pq.read_table(tmp_path / "out").num_rows == 5_000
     names = ("source", "row", "label", "code", "reconstruction_error", "is_anomaly")
     found = read_columns(files(tmp_path / "out"), names)
     assert len(found["row"]) == 5_000
