@@ -1,0 +1,142 @@
+"""Canary, soak, promotion, rollback, on a live server that a client never leaves."""
+
+import glob
+import os
+import shutil
+import threading
+import time
+
+import pytest
+
+from pipeline import config, history
+from pipeline.continuous import promotion, spans, state, watcher, withdraw
+from serving import locate
+from serving.client import ReconstructionClient
+from serving.rollout import ConfigFile, entry_of, labels_of
+from serving.server import EmbeddedServer, ServerOptions
+from serving.server import config as config_lib
+from trainer import signatures
+from trainer.data import Preprocessor
+from trainer.models import build_model, get_model_spec
+
+
+@pytest.fixture
+def root(trained_run, digits, tmp_path):
+    """A root with a golden set and the shared run's model as version 1."""
+    spans.publish_golden(tmp_path, *digits["eval"], source={"kind": "numpy"})
+    shutil.copytree(trained_run.model_path, tmp_path / "serving" / "simple" / "1")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def untrained(trained_run, tmp_path_factory):
+    """A model of the same contract that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("untrained")
+    (graph,) = glob.glob(
+        str(trained_run.root / "pipeline/Transform/transform_graph/*/transform_fn")
+    )
+    served = signatures.ServedAutoencoder(build_model("simple"), Preprocessor(graph), 0.1)
+    signatures.export(served, get_model_spec("simple"), str(folder / "model"), facts={})
+    return folder / "model"
+
+
+def labels(root):
+    return labels_of(entry_of(ConfigFile(locate.config_path(root)).read(), "simple"))
+
+
+class Soak:
+    """A Promotion, its state and what it told."""
+
+    def __init__(self, root, target):
+        self.told, self.state = [], state.State()
+        conf = config.parse({
+            "root": str(root), "model": "simple",
+            "continuous": {"soak_seconds": 0.4, "soak_checks": 2},
+        })  # fmt: skip
+        options = watcher.Options(None, [], auto_promote=True, target=target, interval=0.1)
+        events = watcher.make_events(conf, self.told.append)
+        self._promotion = promotion.Promotion(conf, options, events)
+
+    def push(self, version, seconds=20):
+        """Takes a pushed version to its end."""
+        self._promotion.begin(self.state, version)
+        deadline = time.monotonic() + seconds
+        while self.state.rollout and time.monotonic() < deadline:
+            self._promotion.step(self.state, lambda: None)
+            time.sleep(0.05)
+        return self.told[-1]
+
+
+def test_good_versions_are_promoted_and_bad_ones_rolled_back(root, trained_run, untrained):
+    first = Soak(root, "127.0.0.1:1")
+    assert first.push(1)["event"] == "promoted"
+    assert (labels(root).stable, labels(root).canary) == (1, 1)
+    path = locate.config_path(root)
+    models = config_lib.from_proto(ConfigFile(path).read())
+    options = ServerOptions(models, port=0, rest_port=None, poll_interval=0.05,
+                            config_file=str(path))  # fmt: skip
+    failures, answers, ending = [], [], threading.Event()
+    with EmbeddedServer(options) as server:
+
+        def call():
+            with ReconstructionClient(server.address, model="simple", label="stable") as client:
+                images = spans.read_images(str(spans.golden(root)[1] / "t10k-images-idx3-ubyte"))
+                while not ending.is_set():
+                    try:
+                        answers.append(float(client.score(images[:32]).error.mean()))
+                    except Exception as e:
+                        failures.append(e)
+
+        client = threading.Thread(target=call)
+        client.start()
+        try:
+            soak = Soak(root, server.address)
+            shutil.copytree(trained_run.model_path, root / "serving" / "simple" / "2")
+            assert soak.push(2)["event"] == "promoted"
+            assert labels(root).stable == 2 and labels(root).previous == 1
+            assert soak.state.serving == 2
+            shutil.copytree(untrained, root / "serving" / "simple" / "3")
+            last = soak.push(3)
+            assert last["event"] == "rolled_back" and "limit +5.0%" in last["reason"]
+            assert labels(root).stable == labels(root).canary == 2
+            # One that does not load is withdrawn, too.
+            (root / "serving" / "simple" / "4").mkdir()
+            (root / "serving" / "simple" / "4" / "saved_model.pb").write_bytes(b"no model")
+            assert soak.push(4, 60)["event"] == "rolled_back"
+            assert labels(root).stable == 2
+        finally:
+            ending.set()
+            client.join()
+    assert failures == [] and len(answers) > 20
+    # Not one answer came from the bad version.
+    assert max(answers) < 0.05
+
+
+def test_a_soak_goes_on_where_a_killed_watcher_left_it(root, trained_run):
+    Soak(root, "127.0.0.1:1").push(1)
+    shutil.copytree(trained_run.model_path, root / "serving" / "simple" / "2")
+    models = config_lib.from_proto(ConfigFile(locate.config_path(root)).read())
+    with EmbeddedServer(ServerOptions(models, port=0, rest_port=None)) as server:
+        soak = Soak(root, server.address)
+        soak._promotion.begin(soak.state, 2)
+        soak._promotion.step(soak.state, lambda: state.write(root, soak.state))
+        assert labels(root).canary == 2
+        again = Soak(root, server.address)
+        again.state = state.read(root)
+        assert again.state.rollout["version"] == 2
+        deadline = time.monotonic() + 20
+        while again.state.rollout and time.monotonic() < deadline:
+            again._promotion.step(again.state, lambda: None)
+            time.sleep(0.05)
+        assert labels(root).stable == 2
+
+
+def test_a_withdrawn_version_is_marked_in_the_metadata(trained_run, tmp_path):
+    shutil.copy(trained_run.root / "metadata.sqlite", tmp_path)
+    version = os.path.basename(trained_run.model_path)
+    assert withdraw.withdraw(str(tmp_path), version) >= 1
+    store = history.open_store(str(tmp_path / "metadata.sqlite"))
+    (run_id,) = {r.run_id for r in history.runs(store) if r.run_id == trained_run.result["run_id"]}
+    for blessing in history.outputs_of_run(store, run_id, "ModelBlessing"):
+        assert blessing.custom_properties["withdrawn"].int_value == 1
+    assert withdraw.withdraw(str(tmp_path), "1") == 0

@@ -1,0 +1,110 @@
+import contextlib
+import http.server
+import os
+import threading
+
+import numpy as np
+
+from pipeline.continuous import samples, spans, state
+from tests.pipeline.continuous import test_watcher
+
+root = test_watcher.root
+make, statuses = test_watcher.make, test_watcher.statuses
+
+
+def leave(folder, images, name):
+    """As a server leaves its samples."""
+    place = folder / samples.FOLDER
+    place.mkdir(exist_ok=True)
+    np.save(place / f".{name}.npy", images)
+    os.rename(place / f".{name}.npy", place / f"{name}.npy")
+
+
+def left(folder):
+    return sorted(p.name for p in (folder / samples.FOLDER).iterdir())
+
+
+@contextlib.contextmanager
+def served_metrics(text):
+    """A server's metrics; ``text`` is a list that holds the current ones."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text[-1].encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+
+
+def test_enough_samples_make_a_span_of_their_own(root, digits):
+    images = digits["train"][0]
+    leave(root, images[:30], "1")
+    watch = make(root, sample_images=50)
+    watch.once()
+    assert statuses(root) == {} and left(root) == ["1.npy"]
+    leave(root, images[30:60], "2")
+    (root / samples.FOLDER / "3.npy").write_bytes(b"not an array")
+    watch.once()
+    assert statuses(root) == {"1.1": "pushed"}
+    (manifest,) = spans.scan(root)
+    assert (manifest.count, manifest.labelled, manifest.source["kind"]) == (60, False, "served")
+    assert "1.npy" not in left(root) and "2.npy" not in left(root)
+
+
+def test_a_kill_while_the_span_is_made_makes_it_once(root, digits, monkeypatch):
+    leave(root, digits["train"][0][:60], "1")
+    watch = make(root, sample_images=50)
+    publish = spans.publish
+
+    def killed(*arguments, **options):
+        publish(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spans, "publish", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        watch.once()
+    monkeypatch.undo()
+    leave(root, digits["train"][0][60:70], "2")
+    make(root, sample_images=50).once()
+    assert statuses(root) == {"1.1": "pushed"}
+    assert left(root) == ["2.npy"]
+
+
+def exposition(total, count, model="simple"):
+    name = "mnist_ae:serving:reconstruction_error"
+    label = f'{{model_name="{model}"}}'
+    return f"{name}_sum{label} {total}\n{name}_count{label} {count}\n"
+
+
+def test_a_rising_served_error_starts_a_run_early(root, digits):
+    said = []
+    known = state.State(spans={"1.1": {"status": "pushed", "decided": 1.0,
+                                       "golden": {"before": None, "after": 0.01}}})  # fmt: skip
+    state.write(root, known)
+    test_watcher.publish(root, digits, 0)
+    leave(root, digits["train"][0][100:130], "1")
+    text = [exposition(10.0, 1_000)]
+    with served_metrics(text) as url:
+        watch = make(root, said, sample_images=5_000)
+        watch._samples._options = watch.options.__class__(None, [], metrics_url=url)
+        watch.once()
+        text.append(exposition(12.2, 1_200))  # .011 an image: as usual
+        watch.once()
+        text.append(exposition(12.3, 1_202))  # too few to say
+        watch.once()
+        assert [e for e in said if e["event"] in ("served_error", "sampled")] == []
+        text.append(exposition(16.2, 1_400))  # .02 an image
+        watch.once()
+    assert [e["event"] for e in said if "served" in e["event"] or "sampled" in e["event"]] == [
+        "served_error", "sampled",
+    ]  # fmt: skip
+    assert statuses(root)["2.1"] == "pushed"
