@@ -130,6 +130,11 @@ def check(config: PipelineConfig) -> None:
             "mysql://USER@HOST:PORT/DATABASE, grpc://HOST:PORT or sqlite:///PATH"
         )
     _check_beam(config)
+    if cluster.workers.count > 1 and cluster.workers.kind != "local" and not cluster.volume_claim:
+        raise UserError(
+            "kubeflow.workers: the workers read the training job and write the model on the "
+            "volume, but kubeflow.volume_claim is null"
+        )
 
 
 def _check_place(cluster: KubeflowConfig, field: str, place: str) -> None:

@@ -214,6 +214,7 @@ def compile_graph(config: Any, args: argparse.Namespace, *, labelled: bool) -> A
     from tfx.dsl.compiler import compiler, constants
     from tfx.orchestration.portable import runtime_parameter_utils
 
+    from kubeflow import workers
     from pipeline.errors import UserError
     from pipeline.pipeline import create_pipeline
 
@@ -229,6 +230,7 @@ def compile_graph(config: Any, args: argparse.Namespace, *, labelled: bool) -> A
             labelled=labelled,
             metadata_connection=nowhere,
             pipeline_root=args.pipeline_root,
+            workers=workers.options(config.kubeflow),
             **source,
         )
     )

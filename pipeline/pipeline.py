@@ -61,6 +61,7 @@ def create_pipeline(
     pipeline_root: str | None = None,
     data_pattern: str = "",
     data_span: int | None = None,
+    workers: dict[str, Any] | None = None,
     span: SpanRun | None = None,
 ) -> pipeline.Pipeline:
     """Wires the pipeline, for every way of running it.
@@ -75,6 +76,8 @@ def create_pipeline(
       data_pattern: Folder of a span below ``data_folder``, such as
         ``span-{SPAN}``; "" where the files lie in ``data_folder`` itself.
       data_span: Which span; the latest when None.
+      workers: Who trains, where it is not the Trainer itself; see
+        ``trainer.run_fn.run_fn``.
       span: The new span that a continuous run is about; ``data_folder`` is then
         the folder of the spans.
 
@@ -139,7 +142,7 @@ def create_pipeline(
         examples=examples,
         transform_graph=transform.outputs["transform_graph"],
         schema=schema.outputs["schema"],
-        custom_config=trainer_config(config),
+        custom_config=trainer_config(config) | ({"workers": workers} if workers else {}),
     )
     stamp(trainer.outputs["model"], **{baseline.SERVABLE_PROPERTY: config.servable})
     resolver = baseline.baseline_resolver(trainer.outputs["model"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import itertools
 import json
 import logging
@@ -144,7 +145,11 @@ def run_fn(fn_args: Any) -> None:
         from trainer import tuner_fn
 
         job = tuner_fn.with_values(job, fn_args.hyperparameters["values"])
-    if job.options.strategy == strategy.MULTI_WORKER:
+    workers = config.get("workers")
+    if workers:
+        module, _, function = workers["launcher"].partition(":")
+        getattr(importlib.import_module(module), function)(job, workers)
+    elif job.options.strategy == strategy.MULTI_WORKER:
         _train_in_own_process(job)
     else:
         train(job)

@@ -46,7 +46,8 @@ def mysql(tmp_path_factory):
     )
     process = subprocess.Popen(
         [server, "--no-defaults", f"--datadir={folder}/data", f"--port={port}", *user,
-         "--bind-address=127.0.0.1", f"--socket={folder}/sock", f"--pid-file={folder}/pid",
+         "--bind-address=127.0.0.1", "--skip-name-resolve",
+         f"--socket={folder}/sock", f"--pid-file={folder}/pid",
          f"--init-file={start}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

@@ -1,0 +1,344 @@
+"""Distributed training on a cluster: workers that the Trainer's pod starts.
+
+The Trainer node writes the training job, starts N workers that run it under
+MultiWorkerMirroredStrategy, and waits. They are an indexed Kubernetes Job, a
+TFJob of Kubeflow's training operator, or processes of its own pod; in all three
+a worker is ``python -m kubeflow.workers JOB.json``. The first one writes the
+model, into the Trainer's own artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.cluster import KubeflowConfig
+    from trainer.run_fn import TrainingJob
+
+_logger = logging.getLogger(__name__)
+
+LAUNCHER = "kubeflow.workers:launch"
+LABEL = "mnist-ae-workers"
+HOSTS = "MNIST_AE_WORKER_HOSTS"
+INDEX = "JOB_COMPLETION_INDEX"
+_JOB_FILE = "job.json"
+_POLL_SECONDS = 2.0
+_USER = 1000
+_TFJOB = {"group": "kubeflow.org", "version": "v1", "plural": "tfjobs"}
+
+
+def options(cluster: KubeflowConfig) -> dict[str, Any] | None:
+    """What the Trainer needs to start its workers, as plain data; None for a single one."""
+    if cluster.workers.count < 2:
+        return None
+    return {
+        "launcher": LAUNCHER,
+        **dataclasses.asdict(cluster.workers),
+        "image": cluster.image,
+        "namespace": cluster.namespace,
+        "volume_claim": cluster.volume_claim,
+        "mount_path": cluster.mount_path,
+    }
+
+
+def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is created in the cluster for one training.
+
+    Args:
+      name: Of the job, a DNS label.
+      job_file: The training job, on the volume.
+      settings: See :func:`options`.
+
+    Returns:
+      A headless Service and an indexed Job, or a TFJob.
+    """
+    labels = {"app.kubernetes.io/name": LABEL, "app.kubernetes.io/instance": name}
+    count, port = settings["count"], settings["port"]
+    amounts: dict[str, str] = {"cpu": str(settings["cpu"]), "memory": str(settings["memory"])}
+    if settings["gpus"]:
+        amounts["nvidia.com/gpu"] = str(settings["gpus"])
+    container: dict[str, Any] = {
+        "name": "tensorflow",
+        "image": settings["image"],
+        "command": ["python", "-m", "kubeflow.workers", job_file],
+        "ports": [{"name": "tfjob-port", "containerPort": port}],
+        "resources": {"requests": amounts, "limits": amounts},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+    }
+    if settings["volume_claim"]:
+        pod["volumes"] = [
+            {"name": "models", "persistentVolumeClaim": {"claimName": settings["volume_claim"]}}
+        ]
+        container["volumeMounts"] = [{"name": "models", "mountPath": settings["mount_path"]}]
+    metadata = {"name": name, "namespace": settings["namespace"], "labels": labels}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    if settings["kind"] == "tfjob":
+        # The operator sets TF_CONFIG itself.
+        worker = {"replicas": count, "restartPolicy": "Never", "template": template}
+        return [
+            {
+                "apiVersion": "kubeflow.org/v1",
+                "kind": "TFJob",
+                "metadata": metadata,
+                "spec": {
+                    "runPolicy": {"cleanPodPolicy": "All", "backoffLimit": 0},
+                    "tfReplicaSpecs": {"Worker": worker},
+                },
+            }
+        ]
+    pod["subdomain"] = name
+    hosts = ",".join(f"{name}-{i}.{name}:{port}" for i in range(count))
+    container["env"] = [{"name": HOSTS, "value": hosts}]
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {
+                "clusterIP": "None",
+                # They must find each other before any of them is ready.
+                "publishNotReadyAddresses": True,
+                "selector": labels,
+                "ports": [{"name": "workers", "port": port}],
+            },
+        },
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": metadata,
+            "spec": {
+                "completionMode": "Indexed",
+                "completions": count,
+                "parallelism": count,
+                # Half a cluster cannot train: KFP repeats the node as a whole.
+                "backoffLimit": 0,
+                "ttlSecondsAfterFinished": 3_600,
+                "template": template,
+            },
+        },
+    ]
+
+
+def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
+    """Runs a training with several workers and waits for it.
+
+    Args:
+      job: The training.
+      settings: See :func:`options`.
+
+    Raises:
+      RuntimeError: A worker failed; nothing of them is left running.
+    """
+    from tfx.dsl.io import fileio
+
+    job = dataclasses.replace(
+        job, options=dataclasses.replace(job.options, strategy="multi_worker")
+    )
+    fileio.makedirs(job.log_dir)
+    job_file = os.path.join(job.log_dir, _JOB_FILE)
+    with fileio.open(job_file, "w") as f:
+        f.write(job.to_json())
+    if settings["kind"] == "local":
+        _run_here(job_file, settings["count"])
+    else:
+        name = _name(job)
+        _run_there(name, manifests(name, job_file, settings), settings)
+
+
+def _name(job: TrainingJob) -> str:
+    """A name that attempts of one training share with no other."""
+    tail = re.sub(r"[^a-z0-9]", "", job.log_dir.lower())[-12:]
+    return f"mnist-ae-train-{job.digest()[:12]}-{tail}"
+
+
+def _run_here(job_file: str, count: int) -> None:
+    hosts = ",".join(f"localhost:{port}" for port in _free_ports(count))
+    with tempfile.TemporaryDirectory() as folder:
+        processes, logs = [], []
+        for index in range(count):
+            log = open(os.path.join(folder, f"{index}.log"), "w+b")  # noqa: SIM115
+            logs.append(log)
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "kubeflow.workers", job_file],
+                    env={**os.environ, HOSTS: hosts, INDEX: str(index)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        try:
+            while any(process.poll() is None for process in processes):
+                failed = [i for i, p in enumerate(processes) if p.poll() not in (None, 0)]
+                if failed:
+                    break
+                time.sleep(0.1)
+            failed = [i for i, p in enumerate(processes) if p.poll() not in (None, 0)]
+            if failed:
+                logs[failed[0]].seek(0)
+                lines = logs[failed[0]].read().decode(errors="replace").strip().splitlines()
+                raise RuntimeError(
+                    f"worker {failed[0]} of {count} failed: {(lines or ['no output'])[-1][:500]}"
+                )
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL)
+                process.wait()
+            for log in logs:
+                log.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("localhost", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:
+    from kubernetes import client, config
+
+    config.load_incluster_config()
+    cluster = _Cluster(client.ApiClient(), settings["namespace"])
+    try:
+        for thing in objects:
+            cluster.create(thing)
+        while True:
+            done, problem = cluster.outcome(objects[-1]["kind"], name)
+            if problem:
+                raise RuntimeError(f"the workers of {name} failed: {problem}")
+            if done:
+                return
+            time.sleep(_POLL_SECONDS)
+    finally:
+        # Also when this node is cancelled: workers must not train on alone.
+        for thing in objects:
+            cluster.delete(thing["kind"], name)
+
+
+class _Cluster:
+    """The few calls of the Kubernetes API that are needed."""
+
+    def __init__(self, api: Any, namespace: str):
+        from kubernetes import client
+
+        self._namespace = namespace
+        self._core = client.CoreV1Api(api)
+        self._batch = client.BatchV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
+        self._error = client.ApiException
+
+    def create(self, thing: dict[str, Any]) -> None:
+        """Creates an object; what a killed attempt left under its name goes first."""
+        kind, name = thing["kind"], thing["metadata"]["name"]
+        create = {
+            "Service": self._core.create_namespaced_service,
+            "Job": self._batch.create_namespaced_job,
+            "TFJob": self._create_tfjob,
+        }[kind]
+        for _ in range(30):
+            try:
+                create(self._namespace, thing)
+                return
+            except self._error as e:
+                if e.status != 409:
+                    raise RuntimeError(
+                        f"the cluster refused {kind} {name}: {e.status} {e.reason}; does the "
+                        "service account have the role mnist-ae-runner?"
+                    ) from e
+            self.delete(kind, name)
+            time.sleep(_POLL_SECONDS)
+        raise RuntimeError(f"{kind} {name} of an earlier attempt does not go away")
+
+    def _create_tfjob(self, namespace: str, thing: dict[str, Any]) -> None:
+        self._custom.create_namespaced_custom_object(namespace=namespace, body=thing, **_TFJOB)
+
+    def outcome(self, kind: str, name: str) -> tuple[bool, str]:
+        """Whether the workers are done, and what went wrong, or ""."""
+        if kind == "TFJob":
+            found = self._custom.get_namespaced_custom_object(
+                namespace=self._namespace, name=name, **_TFJOB
+            )
+            conditions = (found.get("status") or {}).get("conditions") or []
+            states = [(c["type"], c["status"], c.get("message", "")) for c in conditions]
+        else:
+            job = self._batch.read_namespaced_job(name, self._namespace)
+            states = [(c.type, c.status, c.message or "") for c in job.status.conditions or []]
+        for condition, status, message in states:
+            if status == "True" and condition == "Failed":
+                return True, message or "no reason given"
+        return any(c in ("Complete", "Succeeded") and s == "True" for c, s, _ in states), ""
+
+    def delete(self, kind: str, name: str) -> None:
+        """Deletes an object and its pods; one that is not there is fine."""
+        try:
+            if kind == "Service":
+                self._core.delete_namespaced_service(name, self._namespace)
+            elif kind == "Job":
+                self._batch.delete_namespaced_job(
+                    name, self._namespace, propagation_policy="Background"
+                )
+            else:
+                self._custom.delete_namespaced_custom_object(
+                    namespace=self._namespace, name=name, **_TFJOB
+                )
+        except self._error as e:
+            if e.status != 404:
+                _logger.warning("%s %s cannot be deleted: %s", kind, name, e.reason)
+
+
+def tf_config(environment: Mapping[str, str]) -> str:
+    """``TF_CONFIG`` of this worker: what an operator set, or made of hosts and index.
+
+    Raises:
+      ValueError: Neither is there.
+    """
+    if environment.get("TF_CONFIG"):
+        return environment["TF_CONFIG"]
+    hosts, index = environment.get(HOSTS, ""), environment.get(INDEX, "")
+    if not hosts or not index.isdigit():
+        raise ValueError(f"a worker needs TF_CONFIG, or {HOSTS} and {INDEX}")
+    return json.dumps(
+        {"cluster": {"worker": hosts.split(",")}, "task": {"type": "worker", "index": int(index)}}
+    )
+
+
+def main(job_file: str) -> None:
+    """Becomes one worker."""
+    environment = {**os.environ, "TF_CONFIG": tf_config(os.environ)}
+    command = [sys.executable, "-m", "trainer.run_fn", job_file]
+    os.execve(sys.executable, command, environment)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,166 @@
+"""Distributed training: what is created in a cluster, and the same code as processes."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import kubernetes_validate
+import pytest
+
+from kubeflow import workers
+from pipeline import config
+
+
+def settings(*assignments: str) -> dict:
+    cluster = config.load(None, ["kubeflow.workers.count=2", *assignments]).kubeflow
+    found = workers.options(cluster)
+    assert found is not None
+    return found
+
+
+def test_one_worker_is_the_trainer_itself():
+    assert workers.options(config.load(None, []).kubeflow) is None
+
+
+def test_the_job_is_valid_and_its_workers_find_each_other():
+    service, job = workers.manifests("mnist-ae-train-1", "/mnt/job.json", settings())
+    for thing in (service, job):
+        kubernetes_validate.validate(thing, "1.29", strict=True)
+    spec = job["spec"]["template"]["spec"]
+    assert spec["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == job["spec"]["template"]["metadata"]["labels"]
+    environment = {e["name"]: e["value"] for e in spec["containers"][0]["env"]}
+    cluster = json.loads(workers.tf_config({**environment, "JOB_COMPLETION_INDEX": "1"}))
+    assert cluster["task"] == {"type": "worker", "index": 1}
+    assert cluster["cluster"]["worker"] == [
+        "mnist-ae-train-1-0.mnist-ae-train-1:2222",
+        "mnist-ae-train-1-1.mnist-ae-train-1:2222",
+    ]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+
+
+def test_gpus_and_the_volume_are_the_workers():
+    _, job = workers.manifests("n", "/mnt/job.json", settings("kubeflow.workers.gpus=1"))
+    spec = job["spec"]["template"]["spec"]
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "mnist-ae-models"
+
+
+def test_a_tfjob_is_one_object_whose_operator_sets_tf_config():
+    (job,) = workers.manifests("n", "/j.json", settings("kubeflow.workers.kind=tfjob"))
+    worker = job["spec"]["tfReplicaSpecs"]["Worker"]
+    assert worker["replicas"] == 2
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "n"}}
+    kubernetes_validate.validate({**pod, "spec": worker["template"]["spec"]}, "1.29", strict=True)
+    # The training operator finds the container and its port by these names.
+    container = worker["template"]["spec"]["containers"][0]
+    assert (container["name"], container["ports"][0]["name"]) == ("tensorflow", "tfjob-port")
+    given = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
+    assert workers.tf_config({"TF_CONFIG": given, workers.HOSTS: "x:1"}) == given
+
+
+def test_a_worker_that_does_not_know_the_others_says_what_it_needs():
+    with pytest.raises(ValueError, match="MNIST_AE_WORKER_HOSTS"):
+        workers.tf_config({})
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Makes training jobs, as the Trainer would write them."""
+    from trainer import run_fn
+
+    def make(name: str) -> run_fn.TrainingJob:
+        options = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3, "xla": False}
+        return run_fn.TrainingJob(
+            model="simple",
+            hyperparameters={"code_size": 32},
+            options=run_fn.TrainingOptions(**options),
+            train_files=("examples/*.gz",),
+            transform_savedmodel="transform_fn",
+            model_dir=str(tmp_path / name / "model"),
+            log_dir=str(tmp_path / name / "log"),
+            checkpoint_root=str(tmp_path / name / "checkpoints"),
+            facts={},
+        )
+
+    return make
+
+
+class Api:
+    """A loopback Kubernetes API server; the Job fails or completes at the second look."""
+
+    def __init__(self, outcome: str):
+        self.calls: list[tuple[str, str]] = []
+        self.bodies: list[dict] = []
+        looks = [0]
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def _handle(self):
+                length = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(length) or b"{}")
+                outer.calls.append((self.command, self.path.split("?")[0]))
+                answer: dict = {}
+                if self.command == "POST":
+                    outer.bodies.append(body)
+                    answer = body
+                if self.command == "GET":
+                    looks[0] += 1
+                    conditions = [
+                        {"type": outcome, "status": "True", "message": "worker 1 was evicted"}
+                    ]
+                    answer = {"status": {"conditions": conditions if looks[0] > 1 else []}}
+                data = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = _handle  # noqa: N815
+
+            def log_message(self, *args):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["job", "tfjob"])
+@pytest.mark.parametrize("outcome", ["Complete", "Failed"])
+def test_the_cluster_is_asked_for_workers_and_left_clean(job, monkeypatch, kind, outcome):
+    import kubernetes
+
+    api = Api("Succeeded" if (kind, outcome) == ("tfjob", "Complete") else outcome)
+
+    def load() -> None:
+        configuration = kubernetes.client.Configuration(host=api.host)
+        kubernetes.client.Configuration.set_default(configuration)
+
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", load)
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+    training = job(f"{kind}-{outcome}")
+    try:
+        if outcome == "Failed":
+            with pytest.raises(RuntimeError, match="evicted"):
+                workers.launch(training, settings(f"kubeflow.workers.kind={kind}"))
+        else:
+            workers.launch(training, settings(f"kubeflow.workers.kind={kind}"))
+    finally:
+        api.close()
+        kubernetes.client.Configuration.set_default(None)
+    created = [path.rsplit("/", 1)[-1] for method, path in api.calls if method == "POST"]
+    assert created == (["services", "jobs"] if kind == "job" else ["tfjobs"])
+    deleted = [path for method, path in api.calls if method == "DELETE"]
+    assert len(deleted) == len(created)
+    names = {body["metadata"]["name"] for body in api.bodies}
+    assert len(names) == 1 and len(names.pop()) <= 63
+    with open(f"{training.log_dir}/job.json", encoding="utf-8") as f:
+        assert json.load(f)["options"]["strategy"] == "multi_worker"

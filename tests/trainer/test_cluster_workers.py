@@ -1,0 +1,40 @@
+"""The Trainer's workers on a cluster, as processes of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from kubeflow import workers
+from pipeline import config
+from trainer import run_fn
+
+SETTINGS = workers.options(
+    config.load(None, ["kubeflow.workers.count=2", "kubeflow.workers.kind=local"]).kubeflow
+)
+
+
+def history(job) -> list[dict]:
+    with open(os.path.join(job.log_dir, run_fn.TRAINING_FILE), encoding="utf-8") as f:
+        return json.load(f)["history"]
+
+
+def test_two_processes_train_like_one(make_job):
+    one = make_job("simple", "one", strategy="none", batch_size=128)
+    run_fn.train(one)
+    two = make_job("simple", "two", batch_size=64)
+    workers.launch(two, SETTINGS)
+    assert len(history(two)) == len(history(one))
+    for ours, theirs in zip(history(two), history(one)):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert os.path.exists(os.path.join(two.model_dir, "saved_model.pb"))
+
+
+def test_a_worker_that_fails_ends_the_training_and_the_others(make_job):
+    broken = dataclasses.replace(make_job("simple", "broken"), train_files=("/nowhere/*",))
+    with pytest.raises(RuntimeError, match=r"worker \d of 2 failed: .*no file matches"):
+        workers.launch(broken, SETTINGS)
+    assert not os.path.exists(broken.model_dir)
