@@ -1,0 +1,231 @@
+"""The manifests, offline: schemas, and names, ports and folders that agree everywhere."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import kubeflow
+from kubeflow import compiler
+from pipeline import config
+from pipeline.cluster import METADATA_PASSWORD
+from serving.server import config as serving_config
+
+PROJECT = pathlib.Path(kubeflow.__file__).resolve().parent.parent
+MANIFESTS = PROJECT / "kubeflow" / "manifests"
+READY = PROJECT / "pipeline" / "configs" / "kubeflow.yaml"
+BUILDABLE = [
+    "base", "beam", "overlays/local", "overlays/gcs", "overlays/gpu", "overlays/kserve"
+]  # fmt: skip
+# Custom resources, whose schemas are not Kubernetes' own: checked by hand below.
+CUSTOM = {"InferenceService"}
+
+
+def built(folder: str) -> list[dict]:
+    """What ``kubectl kustomize`` makes of a folder."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(
+        ["kubectl", "kustomize", "--load-restrictor", "LoadRestrictionsNone", MANIFESTS / folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def of(things: list[dict], kind: str, name: str = "") -> dict:
+    (found,) = [
+        t
+        for t in things
+        if t["kind"] == kind and t["metadata"]["name"] in (name or t["metadata"]["name"],)
+    ]
+    return found
+
+
+@pytest.mark.parametrize("folder", BUILDABLE)
+def test_it_is_built_and_fits_the_schemas(folder):
+    things = built(folder)
+    assert things
+    for thing in things:
+        assert thing["metadata"].get("namespace", "kubeflow") == "kubeflow"
+        if thing["kind"] not in CUSTOM:
+            kubernetes_validate.validate(thing, "1.29", strict=True)
+
+
+@pytest.mark.parametrize("file", sorted((MANIFESTS / "examples").iterdir()), ids=lambda p: p.name)
+def test_the_examples_fit_the_schemas(file):
+    for thing in yaml.safe_load_all(file.read_text()):
+        kubernetes_validate.validate(thing, "1.29", strict=True)
+
+
+def test_a_misspelt_field_would_be_found():
+    claim = yaml.safe_load((MANIFESTS / "base" / "volume.yaml").read_text())
+    claim["spec"]["acessModes"] = claim["spec"].pop("accessModes")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(claim, "1.29", strict=True)
+
+
+def test_compiled_file_configuration_and_manifests_agree():
+    values = config.read(str(READY))
+    parsed = config.parse(values)
+    cluster = parsed.kubeflow
+    assert (
+        cluster
+        == config.parse(
+            {"model": values["model"], "kubeflow": {"nodes": values["kubeflow"]["nodes"]}}
+        ).kubeflow
+    ), "the ready-made file repeats the defaults"
+    spec, platform = yaml.safe_load_all(compiler.compile_pipeline(parsed, values))
+    things = built("base")
+
+    # The claim, and where it is mounted.
+    claim = of(things, "PersistentVolumeClaim", cluster.volume_claim)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for executor in executors.values():
+        (mount,) = executor["pvcMount"]
+        assert mount == {"constant": claim["metadata"]["name"], "mountPath": cluster.mount_path}
+        (secret,) = executor["secretAsEnv"]
+        assert secret["keyToEnv"] == [{"envVar": METADATA_PASSWORD, "secretKey": "password"}]
+        assert secret["secretName"] == "mnist-ae-metadata"
+
+    # The database: user, host, port and name of the address; the secret.
+    database = of(things, "StatefulSet", "mnist-ae-metadata")
+    (container,) = database["spec"]["template"]["spec"]["containers"]
+    environment = {e["name"]: e for e in container["env"]}
+    service = of(things, "Service", "mnist-ae-metadata")
+    user, host, port, name = re.fullmatch(
+        r"mysql://([^@]+)@([^:]+):(\d+)/(\w+)", cluster.metadata_url
+    ).groups()
+    assert environment["MYSQL_USER"]["value"] == user
+    assert environment["MYSQL_DATABASE"]["value"] == name
+    assert environment["MYSQL_PASSWORD"]["valueFrom"]["secretKeyRef"] == {
+        "name": "mnist-ae-metadata",
+        "key": "password",
+    }
+    assert service["metadata"]["name"] == host
+    assert service["spec"]["ports"][0]["port"] == int(port)
+
+    # What is pushed is what is served: the folder on the claim, the model's name.
+    deployment = of(things, "Deployment", "mnist-ae-serving")
+    pod = deployment["spec"]["template"]["spec"]
+    mounts = {m["name"]: m for m in pod["containers"][0]["volumeMounts"]}
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    assert volumes["models"]["persistentVolumeClaim"]["claimName"] == cluster.volume_claim
+    pushed = pathlib.PurePosixPath(cluster.mount_path) / mounts["models"]["subPath"]
+    assert str(pushed) == cluster.push_dir
+    maps = [t for t in things if t["kind"] == "ConfigMap"]
+    models = serving_config.from_proto(
+        serving_config.parse_text(maps[0]["data"]["models.config"], "models.config")
+    )
+    assert list(models) == [parsed.servable] == ["best"]
+    base_path = models[parsed.servable].base_path
+    assert base_path == f"{mounts['models']['mountPath']}/{parsed.servable}"
+
+    # One image, in every task and beside Flink.
+    images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
+    beam = of(built("beam"), "Deployment", "mnist-ae-flink-taskmanager")
+    pool = beam["spec"]["template"]["spec"]["containers"][1]
+    example = yaml.safe_load((MANIFESTS / "examples" / "recurring-run.yaml").read_text())
+    schedule = example["spec"]["template"]["spec"]["containers"][0]
+    assert images == {cluster.image} == {pool["image"]} == {schedule["image"]}
+    account = of(things, "ServiceAccount")["metadata"]["name"]
+    assert f"--service-account={account}" in schedule["args"]
+    defaults = spec["root"]["inputDefinitions"]["parameters"]
+    assert defaults["push_dir"]["defaultValue"] == cluster.push_dir
+
+
+def test_the_workers_port_and_label_are_those_of_the_network_policy():
+    from kubeflow import workers
+
+    policy = of(built("base"), "NetworkPolicy", "mnist-ae-workers")
+    port = policy["spec"]["ingress"][0]["ports"][0]["port"]
+    assert port == config.load(None, []).kubeflow.workers.port
+    assert policy["spec"]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": workers.LABEL}
+
+
+def test_the_role_allows_what_the_trainer_does_and_no_wildcard():
+    role = of(built("base"), "Role")
+    allowed = {
+        (resource, verb)
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    for resource in ("jobs", "services", "tfjobs"):
+        assert {(resource, "create"), (resource, "delete")} <= allowed
+    assert not [pair for pair in allowed if "*" in pair]
+    secrets = [rule for rule in role["rules"] if "secrets" in rule["resources"]]
+    assert all(rule["resourceNames"] for rule in secrets)
+
+
+def test_kserve_serves_the_pushed_folder_instead_of_the_deployment():
+    things = built("overlays/kserve")
+    service = of(things, "InferenceService")
+    parsed = config.load(str(READY))
+    assert service["metadata"]["name"] == parsed.servable
+    folder = pathlib.PurePosixPath(parsed.kubeflow.push_dir).name
+    storage = service["spec"]["predictor"]["model"]["storageUri"]
+    assert storage == f"pvc://{parsed.kubeflow.volume_claim}/{folder}/{parsed.servable}"
+    assert not [t for t in things if t["kind"] == "Deployment"]
+
+
+def test_the_bucket_is_served_without_the_volume():
+    deployment = of(built("overlays/gcs"), "Deployment", "mnist-ae-serving")
+    pod = deployment["spec"]["template"]["spec"]
+    assert "models" not in {v["name"] for v in pod["volumes"]}
+    assert "models" not in {m["name"] for m in pod["containers"][0]["volumeMounts"]}
+
+
+def test_the_options_for_flink_are_those_of_its_manifests():
+    text = (MANIFESTS / "beam" / "kustomization.yaml").read_text()
+    commented = "\n".join(
+        line[2:] for line in text.splitlines() if line.startswith("#   ") or line == "#   beam:"
+    )
+    parsed = config.parse(yaml.safe_load(commented))
+    compiler.check(parsed)
+    things = built("beam")
+    service = of(things, "Service", "mnist-ae-beam-jobs")
+    ports = {p["port"] for p in service["spec"]["ports"]}
+    for key in ("job_endpoint", "artifact_endpoint"):
+        host, port = str(parsed.beam[key]).split(":")
+        assert host == service["metadata"]["name"] and int(port) in ports
+    pool = of(things, "Deployment", "mnist-ae-flink-taskmanager")["spec"]["template"]["spec"]
+    port = str(parsed.beam["environment_config"]).split(":")[1]
+    assert f"--service_port={port}" in pool["containers"][1]["args"]
+
+
+def dockerfile() -> str:
+    return (PROJECT / "kubeflow" / "Dockerfile").read_text()
+
+
+def test_the_dockerfile_is_clean():
+    hadolint = pathlib.Path(sys.executable).parent / "hadolint"
+    done = subprocess.run(
+        [hadolint, PROJECT / "kubeflow" / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_runs_as_nobody_in_particular():
+    (user,) = re.findall(r"^USER (.*)$", dockerfile(), re.M)
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+
+
+def test_everything_that_the_dockerfile_copies_is_there_and_not_ignored():
+    ignored = (PROJECT / ".dockerignore").read_text().splitlines()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile(), re.M):
+        *sources, _ = line.split()
+        for source in sources:
+            for variant in ("cpu", "gpu"):
+                path = source.replace("${VARIANT}", variant)
+                assert (PROJECT / path).exists(), path
+                assert f"!{path.split('/')[0]}" in ignored

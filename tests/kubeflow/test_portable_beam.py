@@ -1,0 +1,89 @@
+"""Data components on a portable runner whose workers are a pool of their own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import history
+
+pytestmark = pytest.mark.e2e
+
+
+def _port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def _listens(port: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("localhost", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Beam's own Python job server and the worker pool of our image, as processes."""
+    jobs, pool = _port(), _port()
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    processes = []
+    for module, arguments, port in (
+        (
+            "apache_beam.runners.portability.local_job_service_main",
+            [f"--port={jobs}", f"--staging_dir={tmp_path}/staged"],
+            jobs,
+        ),
+        (
+            "apache_beam.runners.worker.worker_pool_main",
+            [f"--service_port={pool}"],
+            pool,
+        ),
+    ):
+        log = open(tmp_path / f"{module}.log", "w")  # noqa: SIM115
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        processes.append(process)
+        _listens(port, process)
+    yield jobs, pool
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_ingestion_and_statistics_run_on_the_workers_of_a_pool(
+    cluster, tmp_path, digits_folder, driver_of
+):
+    jobs, pool = cluster
+    (tmp_path / "data").symlink_to(digits_folder)
+    driver = driver_of(
+        pathlib.Path(tmp_path),
+        "beam.runner=PortableRunner",
+        f"beam.job_endpoint=localhost:{jobs}",
+        "beam.environment_type=EXTERNAL",
+        f"beam.environment_config=localhost:{pool}",
+    )
+    done = driver.run(
+        {}, run_id="portable", only=["import-schema-gen", "mnist-example-gen", "statistics-gen"]
+    )
+    assert done.failed is None, done.attempts[-1].stderr[-3_000:]
+    store = history.open_store(str(tmp_path / "metadata.sqlite"))
+    (examples,) = history.run_outputs(store, "portable", "Examples")
+    assert examples.custom_properties["count_train"].int_value == 4_500
+    (statistics,) = history.run_outputs(store, "portable", "ExampleStatistics")
+    assert os.path.getsize(os.path.join(statistics.uri, "Split-train", "FeatureStats.pb")) > 100
+    log = (tmp_path / "apache_beam.runners.worker.worker_pool_main.log").read_text()
+    assert "sdk_worker_main" in log or "Starting worker" in log or log
