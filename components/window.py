@@ -19,6 +19,7 @@ EXAMPLES = "examples"
 DRIFT = "drift"
 REPORTS = "reports"
 CURRENT = "current"
+WITHOUT = "without"
 
 # Custom properties. TFX's driver sets the first two on Examples.
 SPAN = "span"
@@ -27,6 +28,8 @@ ROLE = "role"
 ROLE_SPAN = "span"
 # On a model: the span that it was trained for, as "N.V".
 SPAN_KEY = "span_key"
+# Where the span is only known in the run.
+LATEST = "latest"
 
 _BLESSED = "blessed"
 _GATED = "gated"
@@ -50,21 +53,16 @@ class RollingWindow(resolver.ResolverStrategy):
     """The examples of the last spans that were let in, in numeric order.
 
     Inputs are ``examples``, ``drift`` and ``reports``, all there are, and
-    perhaps ``current``, the DriftReport of this run, which orders the node.
+    perhaps ``current``, the DriftReport of this run, which orders the node, or
+    ``without``, Examples whose spans are left out, whatever their version.
     ``examples`` comes out with one artifact a span: of its newest version that
     was let in. A span that was found harmful is left out, unless a person has
     let it in since.
     """
 
-    def __init__(self, size: int, without: int = -1):
-        """Makes the strategy.
-
-        Args:
-          size: How many spans.
-          without: A span that is left out, whatever its version; -1 for none.
-        """
+    def __init__(self, size: int):
+        """Makes the strategy for windows of ``size`` spans."""
         self._size = size
-        self._without = without
 
     def resolve_artifacts(
         self, store, input_dict: dict[str, list[types.Artifact]]
@@ -77,11 +75,12 @@ class RollingWindow(resolver.ResolverStrategy):
         harmful = {}
         for report in sorted(input_dict[REPORTS], key=lambda a: a.id):
             harmful[_key(report)] = report.id if _int(report, "harmful") else -1
+        without = {_key(examples)[0] for examples in input_dict.get(WITHOUT, [])}
         chosen: dict[int, types.Artifact] = {}
         for examples in sorted(input_dict[EXAMPLES], key=lambda a: (_key(a), a.id)):
             span, _ = key = _key(examples)
             verdict = verdicts.get(key)
-            if _text(examples, ROLE) != ROLE_SPAN or span == self._without or verdict is None:
+            if _text(examples, ROLE) != ROLE_SPAN or span in without or verdict is None:
                 continue
             if _text(verdict, "verdict") != "train":
                 continue
@@ -96,9 +95,8 @@ class RollingWindow(resolver.ResolverStrategy):
             DRIFT: [report for key, report in verdicts.items() if key in keys],
             REPORTS: [report for report in input_dict[REPORTS] if _key(report) in keys],
         }
-        if CURRENT in input_dict:
-            resolved[CURRENT] = input_dict[CURRENT]
-        return resolved
+        return {**{key: input_dict[key] for key in (CURRENT, WITHOUT) if key in input_dict},
+                **resolved}  # fmt: skip
 
 
 class ServingModel(resolver.ResolverStrategy):
@@ -114,7 +112,8 @@ class ServingModel(resolver.ResolverStrategy):
 
         Args:
           servable: What the models are served as.
-          span_key: The span at hand, as "N.V".
+          span_key: The span at hand, as "N.V", or :data:`LATEST`, with which
+            no model is left out.
         """
         self._servable = servable
         self._span_key = span_key
@@ -128,7 +127,7 @@ class ServingModel(resolver.ResolverStrategy):
             model.id: model
             for model in input_dict[baseline.MODEL]
             if _text(model, baseline.SERVABLE_PROPERTY) == self._servable
-            and _text(model, SPAN_KEY) != self._span_key
+            and (self._span_key == LATEST or _text(model, SPAN_KEY) != self._span_key)
         }
         for blessing in sorted(input_dict[baseline.BLESSING], key=lambda b: b.id, reverse=True):
             model = models.get(_int(blessing, _MODEL_ID, -1))
@@ -141,7 +140,10 @@ class ServingModel(resolver.ResolverStrategy):
 
 
 def window_resolver(
-    size: int, *, current: types.BaseChannel | None = None, without: int = -1
+    size: int,
+    *,
+    current: types.BaseChannel | None = None,
+    without: types.BaseChannel | None = None,
 ) -> resolver.Resolver:
     """The node that finds a window; see :class:`RollingWindow`."""
     channels = {
@@ -149,11 +151,10 @@ def window_resolver(
         DRIFT: types.Channel(type=DriftReportArtifact),
         REPORTS: types.Channel(type=SpanReportArtifact),
     }
-    if current is not None:
-        channels[CURRENT] = current
-    return resolver.Resolver(
-        strategy_class=RollingWindow, config={"size": size, "without": without}, **channels
-    )
+    for key, channel in ((CURRENT, current), (WITHOUT, without)):
+        if channel is not None:
+            channels[key] = channel
+    return resolver.Resolver(strategy_class=RollingWindow, config={"size": size}, **channels)
 
 
 def serving_model_resolver(servable: str, span_key: str) -> resolver.Resolver:

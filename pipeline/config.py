@@ -189,6 +189,8 @@ class ContinuousConfig:
       sample_images: Sampled requests that make a span.
       max_served_ratio: Served errors, relative to the golden set's, that make a
         span of the sampled requests early.
+      golden: Folder of the golden set's labelled IDX files, as the nodes see it.
+        Kubeflow runs are then continuous ones: the data folder holds spans.
     """
 
     window: PositiveInt = 4
@@ -215,6 +217,7 @@ class ContinuousConfig:
     soak_tolerance: Annotated[float, annotated_types.Ge(0)] = 0.05
     sample_images: PositiveInt = 1_000
     max_served_ratio: PositiveFloat = 1.5
+    golden: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -190,17 +190,6 @@ def _stopped(drift: metadata_store_pb2.Artifact) -> bool:
     return properties["verdict"].string_value != "train" or bool(properties["coalesced"].int_value)
 
 
-def outputs_of_run(
-    store: metadata_store.MetadataStore, run_id: str, type_name: str
-) -> list[metadata_store_pb2.Artifact]:
-    """The artifacts of a type that a run made or took from the cache, oldest first."""
-    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
-    if context is None:
-        return []
-    executions = store.get_executions_by_context(context.id)
-    return sorted(_outputs(store, executions, type_name), key=lambda artifact: artifact.id)
-
-
 def _values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
     return {
         key: getattr(value, value.WhichOneof("value"))

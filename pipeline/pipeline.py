@@ -84,12 +84,16 @@ def create_pipeline(
     Returns:
       A TFX pipeline whose nodes are in topological order.
     """
-    if span is not None:
-        from pipeline.continuous.graph import span_nodes
+    if span is not None or config.continuous.golden is not None:
+        from pipeline.continuous import graph, spans
 
+        run = span or graph.SpanRun(data_span, 0, str(config.continuous.golden))
+        pattern = data_pattern or spans.PATTERN
         return _assemble(
             config,
-            span_nodes(config, span, spans_folder=data_folder, labelled=labelled),
+            graph.span_nodes(
+                config, run, spans_folder=data_folder, labelled=labelled, pattern=pattern
+            ),
             metadata_connection,
             pipeline_root,
         )

@@ -32,7 +32,8 @@ from pipeline import pipeline
 from pipeline.config import PipelineConfig
 from pipeline.continuous import spans
 
-SPAN_GEN = "SpanExampleGen"
+SPAN_GEN = "MnistExampleGen"
+GOLDEN_GEN = "GoldenExampleGen"
 DRIFT = "DriftMonitor"
 
 
@@ -41,7 +42,7 @@ class SpanRun:
     """What a continuous run is about.
 
     Attributes:
-      span: Number of the span.
+      span: Number of the span; None is the newest there is when it is ingested.
       version: Its version.
       golden_folder: Where the golden set's IDX files are.
       golden_labelled: Whether it has labels.
@@ -49,7 +50,7 @@ class SpanRun:
       cold: Whether to train afresh.
     """
 
-    span: int
+    span: int | None
     version: int
     golden_folder: str
     golden_labelled: bool = True
@@ -58,12 +59,17 @@ class SpanRun:
 
     @property
     def key(self) -> str:
-        """``N.V``."""
-        return f"{self.span}.{self.version}"
+        """``N.V``, or ``window.LATEST``."""
+        return window.LATEST if self.span is None else f"{self.span}.{self.version}"
 
 
 def span_nodes(
-    config: PipelineConfig, run: SpanRun, *, spans_folder: str, labelled: bool
+    config: PipelineConfig,
+    run: SpanRun,
+    *,
+    spans_folder: str,
+    labelled: bool,
+    pattern: str = spans.PATTERN,
 ) -> list[Any]:
     """Wires the nodes of a continuous run, in topological order.
 
@@ -76,22 +82,23 @@ def span_nodes(
       run: The span.
       spans_folder: The folder of the spans.
       labelled: Whether the span has labels.
+      pattern: Folder of a span, and perhaps of its version, below that.
     """
     own = config.continuous
     keep = config.data.kept()
-    span_range = range_config_pb2.RangeConfig(
-        static_range=range_config_pb2.StaticRange(
-            start_span_number=run.span, end_span_number=run.span
+    span_range = None
+    if run.span is not None:
+        span_range = range_config_pb2.RangeConfig(
+            static_range=range_config_pb2.StaticRange(
+                start_span_number=run.span, end_span_number=run.span
+            )
         )
-    )
-    # {VERSION} is resolved to the newest; an older one has to be named.
-    pattern = spans.PATTERN
     example_gen = MnistExampleGen(
         input_base=spans_folder, pattern=pattern, keep_labels=keep, range_config=span_range
     ).with_id(SPAN_GEN)
     golden_gen = MnistExampleGen(
         input_base=run.golden_folder, keep_labels=keep, splits=(features.EVAL_SPLIT,)
-    ).with_id("GoldenExampleGen")
+    ).with_id(GOLDEN_GEN)
     schema = ImportSchemaGen(schema_file=str(features.SCHEMA_FILE))
     code = pipeline.code_digest()
     pipeline.stamp(example_gen.outputs["examples"], code=code, **{window.ROLE: window.ROLE_SPAN})
@@ -112,7 +119,7 @@ def span_nodes(
     serving = window.serving_model_resolver(config.servable, run.key).with_id(
         "ServingModelResolver"
     )
-    reference = window.window_resolver(own.window, without=run.span).with_id("ReferenceResolver")
+    reference = window.window_resolver(own.window, without=examples).with_id("ReferenceResolver")
     limits = {f.name: getattr(own, f.name) for f in dataclasses.fields(drift_executor.Limits)}
     drift = DriftMonitor(
         examples=examples,

@@ -19,7 +19,7 @@ from ml_metadata.proto import metadata_store_pb2
 
 from pipeline import history
 from pipeline.config import PipelineConfig
-from pipeline.continuous.graph import SPAN_GEN
+from pipeline.continuous.graph import GOLDEN_GEN
 from pipeline.pipeline import metadata_path, serving_dir
 
 _LOGS = 100
@@ -40,7 +40,7 @@ def _clean_artifacts(config: PipelineConfig) -> None:
         executions
         for context in sorted(store.get_contexts_by_type("pipeline_run"), key=lambda c: c.id)
         if (executions := store.get_executions_by_context(context.id))
-        and any(SPAN_GEN in e.type or _is_span_run(store, e) for e in executions[:1])
+        and any(_is_span_run(store, e) for e in executions)
     ]
     events = [store.get_events_by_execution_ids([e.id for e in run]) for run in runs]
     kept = {event.artifact_id for run in events[-config.continuous.keep_runs :] for event in run}
@@ -65,8 +65,7 @@ def _clean_artifacts(config: PipelineConfig) -> None:
 
 def _is_span_run(store: Any, execution: metadata_store_pb2.Execution) -> bool:
     nodes = [c.name for c in store.get_contexts_by_execution(execution.id) if c.type == "node"]
-    return any(name.endswith(f".{SPAN_GEN}") or name.endswith(".GoldenExampleGen")
-               for name in nodes)  # fmt: skip
+    return any(name.endswith(f".{GOLDEN_GEN}") for name in nodes)
 
 
 def _spans_to_keep(artifacts: list[metadata_store_pb2.Artifact], count: int) -> set[int]:

@@ -266,7 +266,7 @@ def _result(store: Any, run_id: str) -> dict[str, Any]:
     from pipeline import history
 
     record = history.run(store, run_id)
-    report = history.outputs_of_run(store, run_id, "SpanReport")[-1]
+    report = history.run_outputs(store, run_id, "SpanReport")[-1]
     with open(os.path.join(report.uri, REPORT_FILE), encoding="utf-8") as f:
         summary = json.load(f)
     pushed = record.pushed_version is not None
@@ -294,7 +294,7 @@ def _drift_of(store: Any, run_id: str) -> dict[str, Any]:
     """What DriftMonitor found in a run."""
     from pipeline import history
 
-    artifact = history.outputs_of_run(store, run_id, "DriftReport")[-1]
+    artifact = history.run_outputs(store, run_id, "DriftReport")[-1]
     values = {
         name: getattr(value, value.WhichOneof("value"))
         for name, value in artifact.custom_properties.items()
@@ -307,7 +307,7 @@ def _mark_coalesced(store: Any, run_id: str) -> None:
     """Says in ML Metadata that a run ended here on purpose."""
     from pipeline import history
 
-    artifact = history.outputs_of_run(store, run_id, "DriftReport")[-1]
+    artifact = history.run_outputs(store, run_id, "DriftReport")[-1]
     artifact.custom_properties["coalesced"].int_value = 1
     store.put_artifacts([artifact])
 

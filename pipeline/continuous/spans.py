@@ -190,9 +190,11 @@ def publish(
         newest = newest_versions(known)
         for manifest in newest:
             if manifest.digest == digest:
-                return Published(
-                    manifest, version_folder(root, manifest.span, manifest.version), True
-                )
+                known_folder = version_folder(root, manifest.span, manifest.version)
+                if _is_whole(known_folder, manifest):
+                    return Published(manifest, known_folder, True)
+                # Its files went bad since: these take their place.
+                span = manifest.span if span is None else span
         if span is None:
             taken = [number for number, _ in _numbered(base, _SPAN)]
             span = max(taken, default=0) + 1
@@ -251,6 +253,14 @@ def check(folder: pathlib.Path, manifest: Manifest) -> None:
             f"{folder}: not what was published (the digest in {MANIFEST} is "
             f"{manifest.digest[:12]}); ingest it again as a new version"
         )
+
+
+def _is_whole(folder: pathlib.Path, manifest: Manifest) -> bool:
+    try:
+        check(folder, manifest)
+    except (OSError, idx.DataError):
+        return False
+    return True
 
 
 def read_images(path: str) -> np.ndarray:

@@ -23,7 +23,7 @@ def withdraw(root: str, version: str) -> int:
     for record in history.runs(store):
         if record.pushed_version != version:
             continue
-        for blessing in history.outputs_of_run(store, record.run_id, "ModelBlessing"):
+        for blessing in history.run_outputs(store, record.run_id, "ModelBlessing"):
             blessing.custom_properties["withdrawn"].int_value = 1
             store.put_artifacts([blessing])
             marked += 1

@@ -95,7 +95,7 @@ def outputs(root: str, record: RunRecord) -> Outputs:
     store = history.open_store(os.path.join(os.path.abspath(root), "metadata.sqlite"))
     folders = {}
     for name in ("Model", "ImageIndex"):
-        artifacts = history.outputs_of_run(store, record.run_id, name)
+        artifacts = history.run_outputs(store, record.run_id, name)
         if not artifacts or not os.path.isdir(artifacts[-1].uri):
             raise UserError(
                 f"run {record.run_id} has no {name}; run the same model again with 'mnist-ae run'"

@@ -40,7 +40,11 @@ class Store:
 
     def window(self, size, without=-1):
         inputs = {"examples": self.examples[::-1], "drift": self.drift, "reports": self.reports}
-        found = window.RollingWindow(size, without).resolve_artifacts(None, inputs)
+        if without >= 0:
+            inputs["without"] = [
+                a for a in self.examples if a.get_int_custom_property("span") == without
+            ]
+        found = window.RollingWindow(size).resolve_artifacts(None, inputs)
         assert set(found) == set(inputs)
         return [
             (a.get_int_custom_property("span"), a.get_int_custom_property("version"))

@@ -226,7 +226,7 @@ def test_good_strange_corrupt_and_killed(digits, tmp_path):
     store = run_history.open_store(str(month.root / "metadata.sqlite"))
     (window,) = [
         a.custom_properties["window"].string_value
-        for a in run_history.outputs_of_run(store, record["run_id"], "SpanReport")
+        for a in run_history.run_outputs(store, record["run_id"], "SpanReport")
     ]
     assert window == "1.1 6.1"
     trainer = run_history.node_execution(store, record["run_id"], "Trainer")
@@ -287,6 +287,28 @@ def test_a_month(full_mnist, tmp_path):
         told = [json.loads(line)["event"] for line in f]
     assert told.count("rolled_back") == 0
     assert told.count("promoted") == len(pushed)
+    _as_good_as_one_cold_training(month, tmp_path / "cold" / "runs", pushed[-1])
+
+
+def _as_good_as_one_cold_training(month, root, last):
+    """The same good images, seen as often in all, in one training from nothing."""
+    good = [r for r in month.history()["spans"]
+            if r["status"] in ("pushed", "refused") and r["span"] != 8]  # fmt: skip
+    seen = sum(r["epochs"] * r["training_images"] for r in good)
+    parts = (0, 1, 2, 3, 4, 5, 7, 8, 9, 10)
+    images = sum(len(month.part(n)[0]) for n in parts)
+    root.parent.mkdir()
+    path = next((month.root / "spans" / "golden").glob("version-*"))
+    golden = [read(str(next(path.glob(f"t10k-{kind}"))))
+              for read, kind in ((spans.read_images, idx.IMAGES), (spans.read_labels, idx.LABELS))]  # fmt: skip
+    cold = Month(root, month._images, month._labels, golden)
+    for number in parts:
+        cold.ingest(*month.part(number))
+    cold.once("--set", "continuous.window=12", "--set", f"trainer.epochs={round(seen / images)}")
+    ours = last["golden"]["after"]
+    theirs = cold.history()["spans"][-1]["golden"]["after"]
+    print(f"golden MSE {ours:.5f} after the month, {theirs:.5f} cold, {seen / images:.1f} epochs")
+    assert ours <= 1.03 * theirs
 
 
 def _the_rest_of_the_month(month, server):

@@ -1,8 +1,13 @@
+import dataclasses
+import glob
+import json
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import warm_start
+from trainer import run_fn, warm_start
 from trainer.models import build_model, get_model_spec
 
 
@@ -33,3 +38,37 @@ def test_another_architecture_is_refused_and_nothing_is_changed(tmp_path):
         warm_start.restore(build_model("conv"), "conv", folder)
     with pytest.raises(warm_start.WarmStartError, match="missing"):
         warm_start.restore(other, "simple", str(tmp_path / "nowhere" / "Format-Serving"))
+
+
+def losses(job):
+    with open(os.path.join(job.log_dir, run_fn.TRAINING_FILE)) as f:
+        training = json.load(f)
+    return [epoch["val_loss"] for epoch in training["history"]], training
+
+
+@pytest.mark.parametrize("model", ["simple"])
+def test_a_warm_start_needs_half_the_epochs_at_most(make_job, training_files, caplog, model):
+    """On digits that the base model has not seen."""
+    files = sorted(glob.glob(training_files))
+    options = {"epochs": 10, "batch_size": 64}
+    base = dataclasses.replace(make_job(model, "base", **options), train_files=(files[0],))
+    run_fn.train(base)
+    cold = dataclasses.replace(make_job(model, "cold", **options), train_files=(files[1],))
+    run_fn.train(cold)
+    warm = dataclasses.replace(
+        make_job(model, "warm", epochs=5, batch_size=64),
+        train_files=(files[1],),
+        base_model=base.model_dir,
+    )
+    with caplog.at_level("INFO"):
+        run_fn.train(warm)
+    (cold_losses, _), (warm_losses, facts) = losses(cold), losses(warm)
+    assert min(warm_losses) <= min(cold_losses)
+    count = facts["warm_start"]["restored"]
+    assert facts["warm_start"]["model"] == base.model_dir and count >= 4
+    assert f"restored {count} of {count} variables" in caplog.text
+
+
+def test_another_base_is_another_training(make_job):
+    job = make_job()
+    assert dataclasses.replace(job, base_model="/elsewhere").digest() != job.digest()

@@ -137,6 +137,6 @@ def test_a_withdrawn_version_is_marked_in_the_metadata(trained_run, tmp_path):
     assert withdraw.withdraw(str(tmp_path), version) >= 1
     store = history.open_store(str(tmp_path / "metadata.sqlite"))
     (run_id,) = {r.run_id for r in history.runs(store) if r.run_id == trained_run.result["run_id"]}
-    for blessing in history.outputs_of_run(store, run_id, "ModelBlessing"):
+    for blessing in history.run_outputs(store, run_id, "ModelBlessing"):
         assert blessing.custom_properties["withdrawn"].int_value == 1
     assert withdraw.withdraw(str(tmp_path), "1") == 0

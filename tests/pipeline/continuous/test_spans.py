@@ -249,3 +249,7 @@ def test_a_span_that_went_bad_is_found(digits, tmp_path, damage):
         os.unlink(path)
     with pytest.raises(idx.DataError):
         spans.check(done.folder, done.manifest)
+    # Ingested again, the same images mend it.
+    again = spans.publish(tmp_path, images, labels, source=SOURCE)
+    assert (again.duplicate, again.manifest.key) == (False, "1.2")
+    assert spans.publish(tmp_path, images, labels, source=SOURCE).duplicate
