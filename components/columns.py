@@ -66,7 +66,7 @@ def _array(column: Any) -> np.ndarray:
         )
         return data.reshape(_SHAPE)
     if pa.types.is_fixed_size_list(column.type):
-        return column.flatten().to_numpy(False).reshape(len(column), -1)
+        return column.flatten().to_numpy(False).reshape(-1, column.type.list_size)
     if column.null_count:
         column = column.fill_null(NO_LABEL)
     return column.to_numpy(zero_copy_only=False)

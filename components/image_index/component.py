@@ -123,7 +123,8 @@ def measure(
       components: PCA's, float [784, 784], most important first.
 
     Returns:
-      ``search`` and ``classification`` (None without labels or classifier),
+      ``search`` (None without labels, or where all are the same),
+      ``classification`` (None without labels or classifier),
       ``anomaly`` and ``code``.
     """
     train = read_split(index_uri, features.TRAIN_SPLIT, *INDEXED_COLUMNS)
@@ -145,7 +146,7 @@ def _search(
 ) -> dict[str, Any] | None:
     queries = neighbours.choose_queries(evaluation[features.LABEL])
     known = train[features.LABEL] >= 0
-    if not len(queries) or not known.any():
+    if not len(queries) or len(np.unique(train[features.LABEL][known])) < 2:
         return None
     labels = evaluation[features.LABEL][queries]
 

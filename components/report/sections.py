@@ -602,7 +602,8 @@ def search(material: Material) -> Section:
         )
     ]  # fmt: skip
     if figures_ is None:
-        blocks.append(Words("The images have no labels, so precision cannot be told."))
+        why = "all show the same digit" if known else "have no labels"
+        blocks.append(Words(f"The images {why}, so precision cannot be told."))
     else:
         pca = figures_["pca"]
         blocks.append(

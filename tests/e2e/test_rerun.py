@@ -108,6 +108,8 @@ def test_unlabelled_images_run_without_slices(digits, tmp_path, cli):
         "--set", "evaluator.max_mse=0.3", "--model", "simple",
     )  # fmt: skip
     assert result["metrics"]["by_label"] == {}
+    assert result["metrics"]["search"] is None
+    assert result["metrics"]["anomaly"]["auroc"] > 0.5
     assert result["metrics"]["overall"]["example_count"] == 500
     assert result["dataset"]["name"] == tmp_path.name
     assert result["blessed"]
@@ -182,7 +184,8 @@ def test_beam_on_a_portable_runner(trained_run, cli):
         "--beam", "runner=PortableRunner", "--beam", "job_endpoint=embed",
         "--beam", "environment_type=LOOPBACK",
     )  # fmt: skip
-    assert {"MnistExampleGen", "StatisticsGen", "Transform", "Evaluator"}.isdisjoint(cached(result))
+    on_beam = {"MnistExampleGen", "StatisticsGen", "Transform", "Evaluator", "ImageIndex"}
+    assert on_beam.isdisjoint(cached(result))
     assert result["metrics"]["overall"]["mse"] == pytest.approx(
         trained_run.result["metrics"]["overall"]["mse"], rel=1e-3
     )
@@ -218,7 +221,14 @@ def test_one_class_models_find_other_digits_strange(trained_run, cli):
     strange = scores["is_anomaly"].numpy()
     assert strange[labels != 1].mean() > 0.5 > strange[labels == 1].mean()
     errors = scores["reconstruction_error"].numpy()
-    assert roc_auc_score(labels != 1, errors) > 0.9
+    measured = roc_auc_score(labels != 1, errors)
+    assert measured > 0.9
+    anomaly = result["metrics"]["anomaly"]
+    assert anomaly["against"] == "held_out" and set(anomaly["by_kind"]) == set("023456789")
+    assert anomaly["auroc"] == pytest.approx(measured, abs=1e-4)
+    assert anomaly["aupr"] > anomaly["base_rate"]
+    # All neighbours are ones, whatever the code.
+    assert result["metrics"]["search"] is None
 
 
 @pytest.mark.e2e
