@@ -121,6 +121,11 @@ def _register_watch(
         "--auto-promote", action="store_true",
         help="make what was pushed the canary of a live server, compare, promote or roll back",
     )  # fmt: skip
+    parser.add_argument(
+        "--submit", metavar="ARGUMENTS",
+        help="run each span on Kubeflow: more arguments of 'mnist-ae kubeflow submit' in one "
+        "word, such as '--host http://localhost:8888'",
+    )  # fmt: skip
     parser.add_argument("--target", metavar="HOST:PORT", help="the live server's gRPC port")
     parser.add_argument(
         "--base-path", metavar="PATH", help="the model's folder as that server sees it"
@@ -291,6 +296,7 @@ def _show_spans(rows: list[dict[str, Any]]) -> None:
 def _watch(args: argparse.Namespace, source: ConfigSource) -> int:
     if args.action == "status":
         return _status(args)
+    import shlex
     import signal
 
     from pipeline import config as config_lib
@@ -312,6 +318,7 @@ def _watch(args: argparse.Namespace, source: ConfigSource) -> int:
         base_path=args.base_path,
         metrics_url=args.served_metrics,
         metrics_port=args.metrics_port,
+        submit=None if args.submit is None else shlex.split(args.submit),
     )
 
     def say(record: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ class Job:
       accepted: Those of them that a person has let in.
       cold: Whether to train afresh.
       result: Where the outcome goes.
+      submit: More arguments of ``mnist-ae kubeflow submit``; see sensor.py.
     """
 
     config_path: str | None
@@ -48,6 +49,7 @@ class Job:
     accepted: list[str]
     cold: bool
     result: str
+    submit: list[str] = dataclasses.field(default_factory=list)
 
     def write(self, path: pathlib.Path) -> None:
         """As JSON."""

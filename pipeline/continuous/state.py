@@ -30,6 +30,7 @@ SKIPPED = "skipped"
 QUARANTINED = "quarantined"
 FAILED = "failed"
 SUPERSEDED = "superseded"
+SUBMITTED = "submitted"
 
 # What `spans accept` can let in.
 SET_ASIDE = (QUARANTINED, FAILED, REFUSED, SKIPPED)

@@ -40,7 +40,7 @@ _MAX_PAUSE_SECONDS = 3_600.0
 # A run that is told to stop has this long before it is killed.
 _STOP_SECONDS = 10.0
 # Statuses that put a span's images into windows.
-_USED = (state_lib.PUSHED, state_lib.REFUSED, state_lib.COALESCED)
+_USED = (state_lib.PUSHED, state_lib.REFUSED, state_lib.COALESCED, state_lib.SUBMITTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Options:
       base_path: The model's folder as the server sees it, or None.
       metrics_url: Its metrics, or None.
       metrics_port: Where to serve the watcher's own, or None.
+      submit: More arguments of ``mnist-ae kubeflow submit`` where the runs are
+        to be on Kubeflow, else None.
     """
 
     config_path: str | None
@@ -68,6 +70,7 @@ class Options:
     base_path: str | None = None
     metrics_url: str | None = None
     metrics_port: int | None = None
+    submit: list[str] | None = None
 
 
 @contextlib.contextmanager
@@ -120,7 +123,7 @@ class Watcher:
       config: Of the runs.
       options: How to watch.
       events: Told what happens.
-      runner: The command that a job's file is appended to.
+      runner: The command that a job's file is appended to; for tests.
     """
 
     def __init__(
@@ -128,9 +131,10 @@ class Watcher:
         config: PipelineConfig,
         options: Options,
         events: Events,
-        runner: Sequence[str] = (sys.executable, "-m", "pipeline.continuous.runner"),
+        runner: Sequence[str] | None = None,
     ) -> None:
-        self._runner = tuple(runner)
+        module = "runner" if options.submit is None else "sensor"
+        self._runner = runner or (sys.executable, "-m", f"pipeline.continuous.{module}")
         self.config = config
         self.options = options
         self.root = os.path.abspath(config.root)
@@ -324,6 +328,7 @@ class Watcher:
             accepted=[key for key in keys if self.state.spans[key].get("accepted")],
             cold=self.options.cold,
             result=str(result_path),
+            submit=self.options.submit or [],
         )
         logs = pathlib.Path(self.root) / "logs"
         try:
@@ -399,8 +404,10 @@ class Watcher:
             )
         elif code == EXIT_NO_SPACE:
             self._pause("disk_full", f"no space left on the disk; see {log_path}")
+            return False
         else:
             self._pause("run_error", f"{_last_line(log_path)} (log: {log_path})")
+            return False
         return True
 
     def _settle(self, key: str, outcome: dict[str, Any]) -> None:

@@ -214,7 +214,7 @@ def test_gaps_and_folders_without_a_manifest_are_told_once(root, digits):
 
 
 def test_a_wake_up_with_nothing_new_is_cheap_and_leaks_nothing(root, digits):
-    for number in range(30):
+    for number in range(8):
         publish(root, digits, number)
     watch = make(root)
     watch.once()
@@ -226,14 +226,14 @@ def test_a_wake_up_with_nothing_new_is_cheap_and_leaks_nothing(root, digits):
         assert not watch.wake_up()
     assert (time.monotonic() - started) / 1_000 < 0.1
     assert process.memory_info().rss - before < 2 * 2**20
-    assert len(batches(root)) == 8
+    assert len(batches(root)) == 2
 
 
 def start(root, *arguments):
     """The watcher as a user starts it, with the stand-in for the run."""
     code = (
         "import sys; from pipeline.continuous import watcher; from pipeline import cli;"
-        "watcher.Watcher.__init__.__defaults__ = ((sys.executable, sys.argv.pop(1)),);"
+        "watcher.Watcher.__init__.__defaults__ = ([sys.executable, sys.argv.pop(1)],);"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     return subprocess.Popen(
