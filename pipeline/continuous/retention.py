@@ -1,9 +1,10 @@
 """What is removed from the disk, by rule; the lineage of it stays.
 
 Of continuous runs, the artifacts that the last ``keep_runs`` runs read or wrote
-stay, the examples of the spans that a window may still see, and the serving
-model. The others lose their files and are DELETED in ML Metadata, where TFX no
-longer takes them from the cache. Runs of ``mnist-ae run`` are not touched.
+stay, the examples of the spans that a window may still see, the serving model,
+and all reports and verdicts. The others lose their files and are DELETED in ML
+Metadata, where TFX no longer takes them from the cache. Runs of ``mnist-ae
+run`` are not touched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pipeline.continuous.graph import GOLDEN_GEN
 from pipeline.pipeline import metadata_path, serving_dir
 
 _LOGS = 100
+# Verdicts, which windows are made of, and what histories show; they are small.
+_ALWAYS = ("DriftReport", "SpanReport", "RunReport", "ModelBlessing")
 _logger = logging.getLogger(__name__)
 
 
@@ -50,7 +53,11 @@ def _clean_artifacts(config: PipelineConfig) -> None:
     kept |= _spans_to_keep(artifacts, 2 * config.continuous.window)
     kept |= _models_to_keep(artifacts)
     root = os.path.join(os.path.abspath(config.root), "pipeline") + os.sep
-    gone = [a for a in artifacts if a.id not in kept and a.uri.startswith(root)]
+    gone = [
+        a
+        for a in artifacts
+        if a.id not in kept and a.type not in _ALWAYS and a.uri.startswith(root)
+    ]
     for artifact in gone:
         # First the state, then the files: a kill in between leaves garbage that
         # nothing refers to, not a reference to nothing.

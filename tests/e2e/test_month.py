@@ -233,12 +233,45 @@ def test_good_strange_and_corrupt_spans(digits, tmp_path):
     seen = sorted(a.custom_properties["span"].int_value for a in inputs if a.type == "Examples")
     assert seen == [1, 6]
     assert [a.type for a in inputs].count("Model") == 1
+    _assert_retention_keeps_what_counts(month)
     # Nothing new: no run, in less than a second.
     started = time.monotonic()
     before = len(list((month.root / "logs").iterdir()))
     month.once()
     assert time.monotonic() - started < 2
     assert len(list((month.root / "logs").iterdir())) == before
+
+
+def _assert_retention_keeps_what_counts(month):
+    from ml_metadata.proto import metadata_store_pb2
+
+    from pipeline import config
+    from pipeline.continuous import retention
+
+    def artifacts():
+        store = run_history.open_store(str(month.root / "metadata.sqlite"))
+        return {a.id: a for a in store.get_artifacts()}
+
+    before = artifacts()
+    old = month.root / "serving" / "simple" / "1"
+    old.mkdir()
+    retention.clean(config.parse({
+        "root": str(month.root), "model": "simple",
+        "continuous": {"keep_runs": 1, "keep_versions": 2},
+    }))  # fmt: skip
+    after = artifacts()
+    deleted = metadata_store_pb2.Artifact.DELETED
+    gone = {key for key, a in after.items() if a.state == deleted}
+    assert set(after) == set(before) and gone
+    for key, artifact in after.items():
+        assert os.path.exists(artifact.uri) == (key not in gone), artifact.uri
+    kept = {(a.type, a.custom_properties["span"].int_value) for key, a in after.items()
+            if key not in gone}  # fmt: skip
+    assert {("Examples", 1), ("Examples", 6), ("DriftReport", 1), ("SpanReport", 1)} <= kept
+    # The serving model and the one that it started from.
+    assert sum(a.type == "Model" for key, a in after.items() if key not in gone) == 2
+    assert not old.exists()
+    assert len(list((month.root / "serving" / "simple").iterdir())) == 2
 
 
 @pytest.mark.e2e
