@@ -203,6 +203,15 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
     )
     console.print(table)
     console.print()
+    times = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    times.add_column("component")
+    times.add_column("seconds", justify="right")
+    times.add_column("")
+    for part in result["components"]:
+        times.add_row(part["id"], f"{part['seconds']:.1f}", "cached" if part["cached"] else "")
+    times.add_row("together", f"{sum(part['seconds'] for part in result['components']):.1f}", "")
+    console.print(times)
+    console.print()
     if result["blessed"]:
         console.print(f"blessed, pushed as version {result['pushed_version']}", markup=False)
         console.print(f"model  {result['pushed_path']}", markup=False)

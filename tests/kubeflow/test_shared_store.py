@@ -40,8 +40,8 @@ def mysql(tmp_path_factory):
     )  # fmt: skip
     start = folder / "init.sql"
     start.write_text(
-        "CREATE DATABASE mnist_ae;"
-        f"CREATE USER 'mnist-ae'@'%' IDENTIFIED BY '{PASSWORD}';"
+        "CREATE DATABASE mnist_ae;\n"
+        f"CREATE USER 'mnist-ae'@'%' IDENTIFIED BY '{PASSWORD}';\n"
         "GRANT ALL ON mnist_ae.* TO 'mnist-ae'@'%';\n"
     )
     process = subprocess.Popen(
