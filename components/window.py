@@ -84,7 +84,8 @@ class RollingWindow(resolver.ResolverStrategy):
                 continue
             if _text(verdict, "verdict") != "train":
                 continue
-            if harmful.get(key, -1) >= 0 and not _int(verdict, "accepted"):
+            # Let in since then by a person, it is let in.
+            if verdict.id < harmful.get(key, -1):
                 continue
             chosen[span] = examples
         window = [chosen[span] for span in sorted(chosen)[-self._size :]]

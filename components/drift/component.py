@@ -16,7 +16,7 @@ class DriftReportArtifact(Artifact):
     """``drift.json``: distances, error quantiles and the verdict on a span.
 
     Custom properties: ``span``, ``version``, ``verdict`` (``train``, ``skip``
-    or ``stop``), ``accepted`` (1 where a person let it in), ``reason``,
+    or ``stop``), ``accepted`` (how often a person let it in), ``reason``,
     ``distance``, ``error_ratio``.
     """
 
@@ -61,7 +61,7 @@ class DriftMonitor(base_component.BaseComponent):
         reference: types.BaseChannel | None = None,
         model: types.BaseChannel | None = None,
         limits: dict[str, Any],
-        accepted: bool = False,
+        accepted: int = 0,
     ) -> None:
         """Makes the component.
 
@@ -71,7 +71,8 @@ class DriftMonitor(base_component.BaseComponent):
           reference: Examples of the window, one artifact a span, perhaps none.
           model: The serving model, perhaps none.
           limits: Fields of ``executor.Limits``.
-          accepted: Whether a person has let the span in, whatever its drift.
+          accepted: How often a person has let the span in, whatever its drift;
+            once more is a verdict of its own.
         """
         super().__init__(
             DriftMonitorSpec(
@@ -81,7 +82,7 @@ class DriftMonitor(base_component.BaseComponent):
                     executor.REFERENCE_KEY: reference,
                     executor.MODEL_KEY: model,
                     executor.LIMITS_KEY: executor.Limits(**limits).to_json(),
-                    executor.ACCEPTED_KEY: int(accepted),
+                    executor.ACCEPTED_KEY: accepted,
                     executor.REPORT_KEY: types.Channel(type=DriftReportArtifact),
                 }
             )

@@ -46,7 +46,7 @@ class SpanRun:
       version: Its version.
       golden_folder: Where the golden set's IDX files are.
       golden_labelled: Whether it has labels.
-      accepted: Whether a person has let the span in.
+      accepted: How often a person has let the span in.
       cold: Whether to train afresh.
     """
 
@@ -54,7 +54,7 @@ class SpanRun:
     version: int
     golden_folder: str
     golden_labelled: bool = True
-    accepted: bool = False
+    accepted: int = 0
     cold: bool = False
 
     @property

@@ -77,9 +77,9 @@ def _is_span_run(store: Any, execution: metadata_store_pb2.Execution) -> bool:
 
 def _spans_to_keep(artifacts: list[metadata_store_pb2.Artifact], count: int) -> set[int]:
     found = [
-        (a.custom_properties["span"].int_value, a.id)
+        (_value(a, "span"), a.id)
         for a in artifacts
-        if a.type == "Examples" and a.custom_properties["role"].string_value == "span"
+        if a.type == "Examples" and _value(a, "role") == "span"
     ]
     newest = sorted({span for span, _ in found})[-count:]
     return {number for span, number in found if span in newest}
@@ -90,13 +90,23 @@ def _models_to_keep(artifacts: list[metadata_store_pb2.Artifact]) -> set[int]:
     models = {a.id: a for a in artifacts if a.type == "Model"}
     newest: dict[str, tuple[int, int]] = {}
     for blessing in sorted(artifacts, key=lambda a: a.id):
-        properties = blessing.custom_properties
-        if blessing.type != "ModelBlessing" or properties["withdrawn"].int_value:
+        if blessing.type != "ModelBlessing" or _value(blessing, "withdrawn"):
             continue
-        model = models.get(properties["current_model_id"].int_value)
-        if model is not None and properties["blessed"].int_value and properties["gated"].int_value:
-            newest[model.custom_properties["servable"].string_value] = (model.id, blessing.id)
+        model = models.get(_value(blessing, "current_model_id"))
+        if model is not None and _value(blessing, "blessed") and _value(blessing, "gated"):
+            newest[_value(model, "servable")] = (model.id, blessing.id)
     return {number for pair in newest.values() for number in pair}
+
+
+def _value(artifact: metadata_store_pb2.Artifact, name: str) -> Any:
+    """A custom property, or None; asking a protobuf map would make an empty one.
+
+    ML Metadata ends the process when an artifact with such a one is put back.
+    """
+    if name not in artifact.custom_properties:
+        return None
+    value = artifact.custom_properties[name]
+    return getattr(value, value.WhichOneof("value"))
 
 
 def _clean_versions(config: PipelineConfig) -> None:

@@ -37,7 +37,7 @@ class Job:
       config_path: A YAML file, or None.
       assignments: ``KEY=VALUE`` over it.
       batch: Keys (``N.V``) of spans, in the order to look at them.
-      accepted: Those of them that a person has let in.
+      accepted: Those of them that a person has let in, and how often.
       cold: Whether to train afresh.
       result: Where the outcome goes.
       submit: More arguments of ``mnist-ae kubeflow submit``; see sensor.py.
@@ -46,7 +46,7 @@ class Job:
     config_path: str | None
     assignments: list[str]
     batch: list[str]
-    accepted: list[str]
+    accepted: dict[str, int]
     cold: bool
     result: str
     submit: list[str] = dataclasses.field(default_factory=list)
@@ -223,7 +223,7 @@ def _run_span(
         version=manifest.version,
         golden_folder=str(golden_folder),
         golden_labelled=golden_manifest.labelled,
-        accepted=manifest.key in job.accepted,
+        accepted=job.accepted.get(manifest.key, 0),
         cold=job.cold,
     )
     run_id = new_run_id()

@@ -256,7 +256,8 @@ class Watcher:
         for key in state_lib.accepted(self.root):
             record = state.spans.get(key, {})
             if record.get("status") in state_lib.SET_ASIDE:
-                record.update(status=state_lib.NEW, accepted=True, tries=0, reason="")
+                times = record.get("accepted", 0) + 1
+                record.update(status=state_lib.NEW, accepted=times, tries=0, reason="")
                 self._events.tell("accepted", span=key)
                 self.save()
             state_lib.forget_acceptance(self.root, key)
@@ -325,7 +326,9 @@ class Watcher:
             config_path=self.options.config_path,
             assignments=self.options.assignments,
             batch=keys,
-            accepted=[key for key in keys if self.state.spans[key].get("accepted")],
+            accepted={
+                key: count for key in keys if (count := self.state.spans[key].get("accepted"))
+            },
             cold=self.options.cold,
             result=str(result_path),
             submit=self.options.submit or [],

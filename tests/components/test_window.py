@@ -107,6 +107,7 @@ def test_what_made_the_model_worse_is_left_out_until_it_is_let_in(store):
     store.span(1)
     store.report(1)
     store.span(2)
+    store.judge(2, accepted=1)
     store.report(2, harmful=1)
     assert store.window(9) == [(1, 1)]
     store.judge(2, accepted=1)

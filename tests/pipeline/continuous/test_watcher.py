@@ -26,7 +26,7 @@ job = json.loads(pathlib.Path(sys.argv[1]).read_text())
 root = pathlib.Path(job["result"]).parent.parent
 plan = json.loads((root / "plan.json").read_text()) if (root / "plan.json").exists() else {}
 with open(root / "batches.txt", "a") as f:
-    print(*job["batch"], *("accepted=" + k for k in job["accepted"]), file=f)
+    print(*job["batch"], *(f"accepted={k}" for k in job["accepted"]), file=f)
 result = {"current": None, "outcomes": {}, "window": [], "done": False}
 def write():
     path = root / ".result"
