@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import itertools
 import json
 import os
 import typing
@@ -32,6 +31,7 @@ from tfx_bsl.coders import example_coder
 from components import features
 from components.columns import IMAGE, LABEL, PREDICTED, ROW, SOURCE
 from components.mnist_example_gen import idx
+from components.mnist_example_gen.slices import open_remote
 from serving import contract
 
 PARQUET = "parquet"
@@ -50,10 +50,11 @@ OUTPUTS = {
 _CLASSIFIED = (PREDICTED, contract.PROBABILITIES)
 _SCORED = (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)
 
-# Enough to keep a small model busy, few enough for the maps of a convolution.
+# Images a call of the model: enough to keep a small one busy, few enough for the
+# maps of a convolution.
 BATCH = 1_024
-# Batches a row group of a Parquet file.
-_GROUP_BATCHES = 5
+# Images that are read, and handed from thread to thread, together.
+CHUNK = 4 * BATCH
 _SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
 
 
@@ -113,7 +114,7 @@ class RecordSource:
         with fileio.open(self.path, "rb") as f:
             zipped = f.read(2) == b"\x1f\x8b"
         records = tf.data.TFRecordDataset(self.path, "GZIP" if zipped else "")
-        parsed = records.batch(BATCH).map(
+        parsed = records.batch(CHUNK).map(
             lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
         )
         row = 0
@@ -154,7 +155,7 @@ class IdxSource:
 
     def batches(self) -> Iterator[Batch]:
         """See Source."""
-        options: dict[str, Any] = {"chunk": BATCH, "opener": open_binary}
+        options: dict[str, Any] = {"chunk": CHUNK, "opener": open_remote}
         images = idx.read_images(self.files.images, self.start, self.stop, **options)
         if self.files.labels is None:
             for chunk in images:
@@ -163,11 +164,6 @@ class IdxSource:
         labels = idx.read_labels(self.files.labels, self.start, self.stop, **options)
         for chunk, digits in zip(images, labels):
             yield Batch(chunk.reshape(_SHAPE), digits.astype(np.int64))
-
-
-def open_binary(path: str) -> Any:
-    """Opens a local or remote file for reading."""
-    return fileio.open(path, "rb")
 
 
 class Predictor:
@@ -369,17 +365,16 @@ def _write_parquet(path: str, batches: Iterator[pa.RecordBatch]) -> int:
     with fileio.open(path, "wb") as f, contextlib.ExitStack() as stack:
         sink = _Sink(f)
         writer = None
-        while group := list(itertools.islice(batches, _GROUP_BATCHES)):
+        for batch in batches:
             if writer is None:
                 writer = stack.enter_context(
                     pq.ParquetWriter(
-                        sink, group[0].schema, compression="zstd", compression_level=1,
+                        sink, batch.schema, compression="zstd", compression_level=1,
                         use_dictionary=[SOURCE], write_statistics=False,
                     )
                 )  # fmt: skip
-            table = pa.Table.from_batches(group)
-            writer.write_table(table)
-            count += len(table)
+            writer.write_batch(batch)
+            count += len(batch)
     return count
 
 

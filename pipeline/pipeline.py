@@ -30,26 +30,14 @@ from components.pca_reference import PcaReference
 from components.pusher import AtomicPusher
 from components.report.component import RunReport
 from components.serving_validator.component import ServingValidator
-from pipeline.config import BeamValue, PipelineConfig
+from pipeline.beam_options import beam_args
+from pipeline.config import PipelineConfig
 
 if TYPE_CHECKING:
     from pipeline.continuous.graph import SpanRun
 
 _PACKAGES = ("components", "trainer")
 _CODE_SUFFIXES = (".py", ".j2", ".css")
-
-# Beam's in-memory runner with one worker: for data of this size the start-up
-# of several workers costs more than they save (docs/beam.md has the figures).
-_LOCAL_BEAM: dict[str, BeamValue] = {
-    "runner": "DirectRunner",
-    "direct_running_mode": "in_memory",
-    "direct_num_workers": 1,
-}
-
-# Workers that have this very environment. Without a word about packages TFX
-# makes one of itself for them to install, in every component: 1.6 s each.
-_PACKAGED: dict[str, BeamValue] = {"sdk_container_image": "none"}
-_PACKAGED_ENVIRONMENTS = ("LOOPBACK", "EXTERNAL", "PROCESS")
 
 
 def create_pipeline(
@@ -241,16 +229,6 @@ def metadata_path(config: PipelineConfig) -> str:
 def serving_dir(config: PipelineConfig) -> str:
     """The folder above the servables."""
     return os.path.abspath(config.pusher.dir or os.path.join(config.root, "serving"))
-
-
-def beam_args(config: PipelineConfig) -> list[str]:
-    """Beam's flags: the user's, over the local defaults where no other runner is named."""
-    options = dict(config.beam)
-    if options.get("runner", "DirectRunner") == "DirectRunner":
-        options = {**_LOCAL_BEAM, **_PACKAGED, **options}
-    elif options.get("environment_type") in _PACKAGED_ENVIRONMENTS:
-        options = {**_PACKAGED, **options}
-    return dataclasses.replace(config, beam=options).beam_args()
 
 
 def trainer_config(config: PipelineConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tfx.utils import io_utils, path_utils
 from components import features, inference
 from components.columns import PREDICTED, read_columns
 from components.image_index import anomalies, neighbours
+from components.mnist_example_gen.slices import open_remote
 from components.pca_reference import PCA_FILE, PcaReferenceArtifact
 from serving import contract
 
@@ -64,7 +65,7 @@ class CodeMetricsArtifact(Artifact):
 def read_split(index_uri: str, split: str, *columns: str) -> dict[str, np.ndarray]:
     """Columns of a split of an index, see :func:`columns.read_columns`; {} without it."""
     paths = sorted(fileio.glob(os.path.join(index_uri, f"Split-{split}", "*.parquet")))
-    return read_columns(paths, columns, inference.open_binary) if paths else {}
+    return read_columns(paths, columns, open_remote) if paths else {}
 
 
 @component(use_beam=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import os
 import uuid
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from tfx_bsl.coders import example_coder
 
 from components import features
 from components.mnist_example_gen import datasets, idx
+from components.mnist_example_gen.slices import Slice, cut, open_remote
 
 # Custom properties of the Examples artifact.
 DATASET_PROPERTY = "dataset"
@@ -35,17 +34,8 @@ LABELLED_PROPERTY = "labelled"
 # Key in the custom config.
 KEEP_LABELS = "keep_labels"
 
-# Images a slice: the unit of parallel reading and one output shard.
-_SLICE_IMAGES = 10_000
-# A compressed file has no random access: each slice decompresses all that
-# comes before it, so there are few of them whatever the size.
-_MAX_COMPRESSED_SLICES = 4
 # Level 1 writes twice as fast as the default 6 for files a tenth larger.
 _GZIP_LEVEL = 1
-
-
-def _open_remote(path: str):
-    return fileio.open(path, "rb")
 
 
 def encode_examples(images: np.ndarray, labels: np.ndarray | None) -> list[bytes]:
@@ -69,46 +59,19 @@ def encode_examples(images: np.ndarray, labels: np.ndarray | None) -> list[bytes
     return example_coder.RecordBatchToExamples(batch)
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """A range of a split's images, and which of them are wanted.
-
-    Attributes:
-      files: Where the split is.
-      start: First image.
-      stop: One after the last.
-      keep: The labels to keep; None keeps all, labelled or not.
-    """
-
-    files: idx.SplitFiles
-    start: int
-    stop: int
-    keep: tuple[int, ...] | None = None
-
-
 def read_slice(piece: Slice) -> Iterator[bytes]:
     """Yields the serialized examples of a slice."""
-    images = idx.read_images(piece.files.images, piece.start, piece.stop, opener=_open_remote)
+    images = idx.read_images(piece.files.images, piece.start, piece.stop, opener=open_remote)
     if piece.files.labels is None:
         for chunk in images:
             yield from encode_examples(chunk, None)
         return
-    labels = idx.read_labels(piece.files.labels, piece.start, piece.stop, opener=_open_remote)
+    labels = idx.read_labels(piece.files.labels, piece.start, piece.stop, opener=open_remote)
     for chunk, digits in zip(images, labels):
         if piece.keep is not None:
             wanted = np.isin(digits, piece.keep)
             chunk, digits = chunk[wanted], digits[wanted]
         yield from encode_examples(chunk, digits)
-
-
-def cut(files: idx.SplitFiles, keep: tuple[int, ...] | None = None) -> list[Slice]:
-    """Cuts a split into slices to be read in parallel."""
-    count = idx.count_images(files.images, _open_remote)
-    slices = max(1, -(-count // _SLICE_IMAGES))
-    if idx.is_compressed(files.images, _open_remote):
-        slices = min(slices, _MAX_COMPRESSED_SLICES)
-    bounds = [int(b) for b in np.linspace(0, count, slices + 1)]
-    return [Slice(files, a, b, keep) for a, b in itertools.pairwise(bounds)]
 
 
 @beam.ptransform_fn
@@ -187,7 +150,7 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
             exec_properties[standard_component_specs.OUTPUT_CONFIG_KEY], output_config
         )
         files = {s.name: split_files(exec_properties, s.pattern) for s in input_config.splits}
-        infos = {name: idx.check_split(f, _open_remote) for name, f in files.items()}
+        infos = {name: idx.check_split(f, open_remote) for name, f in files.items()}
         artifact = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )

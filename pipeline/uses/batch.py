@@ -19,7 +19,8 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from components import features, inference
-from components.mnist_example_gen import executor, idx
+from components.mnist_example_gen import idx
+from components.mnist_example_gen.slices import cut
 from pipeline.errors import UserError
 from pipeline.locking import locked
 from serving import images as image_files
@@ -56,8 +57,8 @@ class PictureSource:
 
     def batches(self) -> Iterator[inference.Batch]:
         """See Source."""
-        for start in range(0, len(self.paths), inference.BATCH):
-            names = self.paths[start : start + inference.BATCH]
+        for start in range(0, len(self.paths), inference.CHUNK):
+            names = self.paths[start : start + inference.CHUNK]
             loaded = [
                 image_files.load(os.path.join(self.folder, name), self.invert).images
                 for name in names
@@ -228,7 +229,7 @@ def _idx_sources(path: str) -> list[inference.Source]:
         files = idx.find_split_files(candidates, path)
     else:
         files = idx.SplitFiles(images=path, labels=None)
-    return [inference.IdxSource(s.files, s.start, s.stop) for s in executor.cut(files)]
+    return [inference.IdxSource(s.files, s.start, s.stop) for s in cut(files)]
 
 
 def _check_manifest(job: Job, sources: Sequence[inference.Source]) -> None:

@@ -389,7 +389,7 @@ def _infer(args: argparse.Namespace) -> int:
     _quieten()
     # TFX and Beam read the command line as flags of their own.
     del sys.argv[1:]
-    from pipeline.pipeline import beam_args
+    from pipeline.beam_options import beam_args
     from pipeline.uses import batch
 
     job = batch.Job(
