@@ -140,6 +140,7 @@ class Watcher:
         self.root = os.path.abspath(config.root)
         self.folder = state_lib.folder_of(self.root)
         self.state = state_lib.read(self.root)
+        self.state.gauges["run_under_way"] = 0
         self.stopping = threading.Event()
         self._events = events
         self._child: subprocess.Popen[bytes] | None = None
@@ -211,13 +212,13 @@ class Watcher:
         metrics.write_text(self._registry, self.folder)
         return worked
 
-    def save(self) -> None:
-        """Writes the state, where it says anything new."""
+    def save(self, *, whole: bool = False) -> None:
+        """Writes the state, where it says anything new; ``whole``: in any case."""
         values = dataclasses.asdict(self.state)
         for kept in ("counters", "gauges"):
             # They change at every look and may be lost.
             values.pop(kept)
-        if values == self._written:
+        if values == self._written and not whole:
             return
         state_lib.write(self.root, self.state)
         self._written = json.loads(json.dumps(values))
@@ -343,9 +344,11 @@ class Watcher:
             self._pause("disk_full" if e.errno == 28 else "run_error", str(e))
             return False
         self._count("runs")
-        self.save()
-        self._events.tell("run", spans=" ".join(keys), log=str(log_path))
         self.state.gauges["run_under_way"] = 1
+        # Before the run, so that a kill finds what was noticed, and `status` the run.
+        self.save(whole=True)
+        metrics.write_text(self._registry, self.folder)
+        self._events.tell("run", spans=" ".join(keys), log=str(log_path))
         started = time.monotonic()
         with log:
             code = self._call(self.folder / _JOB_FILE, log)

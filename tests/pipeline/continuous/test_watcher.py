@@ -276,6 +276,8 @@ def test_a_file_system_event_wakes_it_and_sigterm_ends_it(root, digits, capsys):
         plan(root, **{"4_1": "sleep"})
         publish(root, digits, 5)
         assert wait_for(lambda: batches(root)[-1] == "4.1")
+        assert cli.main(["watch", "status", "--json", "--root", str(root)]) == 0
+        assert json.loads(capsys.readouterr().out)["run_under_way"]
     finally:
         process.send_signal(signal.SIGTERM)
     assert process.wait(15) == 0
@@ -375,3 +377,24 @@ def test_a_state_that_is_no_state_is_refused_in_one_line(root, capsys):
     error = capsys.readouterr().err
     assert "move it away" in error and error.count("\n") == 1
     assert os.path.exists(folder / "state.json")
+
+
+def test_cron_decides_as_a_watcher_does(root, digits, tmp_path):
+    other = tmp_path / "cron"
+    other.mkdir()
+    (other / "runner.py").write_text(RUNNER)
+    for folder in (root, other):
+        plan(folder, **{"2_1": "quarantined", "4_1": "refused", "7_1": "skipped"})
+    process = start(root, "--interval", "0.1", "--set", "continuous.window=2")
+    try:
+        for number, span in enumerate([1, 2, 4, 3, 6, 6, 7]):
+            for folder in (root, other):
+                publish(folder, digits, number, span)
+            make(other, window=2).once()
+            assert wait_for(lambda: statuses(root) == statuses(other))
+    finally:
+        process.terminate()
+        process.wait(15)
+    ours, theirs = state.read(root), state.read(other)
+    assert ours.window == theirs.window and ours.serving == theirs.serving
+    assert batches(root) == batches(other)
