@@ -20,6 +20,7 @@ _MAX_POINTS = 2_000
 _TSNE_DIMENSIONS = 50
 _MANIFOLD_SIDE = 15
 _SAMPLES = 40
+_TINY = 1e-6
 _STYLES = 6
 # Written in the manifold of a model whose decoder is told the digit.
 _MANIFOLD_DIGIT = 2
@@ -509,7 +510,9 @@ def code_space(material: Material) -> Section:
     codes, labels = material.codes[rows], material.labels[rows]
     code_size = codes.shape[1]
     blocks: list[Block] = []
-    if code_size == 2:
+    if np.ptp(codes, axis=0).max() < _TINY:
+        blocks.append(Words("All codes are the same: the model tells no image from another."))
+    elif code_size == 2:
         chart = figures.scatter(codes, labels, "first float", "second float")
         blocks.append(
             Figure("codes", chart, f"The codes of {len(rows):,} eval images, as they are.")

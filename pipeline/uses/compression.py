@@ -297,7 +297,7 @@ def _png(sheet: np.ndarray, bits: int) -> bytes:
 
     top = 2**bits - 1
     levels = np.rint(sheet.astype(np.float32) * (top / 255)).astype(np.uint8)
-    picture = Image.fromarray(levels, mode="P")
+    picture = Image.fromarray(levels)
     grey = [round(i * 255 / top) for i in range(top + 1)]
     picture.putpalette([value for value in grey for _ in range(3)])
     buffer = io.BytesIO()

@@ -1,0 +1,80 @@
+"""Sections of a report, where models and data are not as they should be."""
+
+import numpy as np
+import pytest
+
+from components.report import page, pictures, sections
+
+
+class Dead:
+    """A model that has collapsed to black."""
+
+    decodes_labels = False
+
+    def can(self, signature):
+        return False
+
+    def reconstruct(self, images):
+        return np.zeros_like(images), np.square(images / 255.0).mean(axis=(1, 2))
+
+
+def material(count, code, labels=None):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+    columns = {
+        "image": images,
+        "label": np.full(count, -1) if labels is None else labels,
+        "code": np.asarray(code, np.float32),
+        "reconstruction_error": np.square(images / 255.0).mean(axis=(1, 2)),
+    }
+    losses = {"mse": 0.1, "bce": 0.5, "example_count": float(count)}
+    kinds = {kind: {"auroc": 0.5, "aupr": 0.5} for kind in sections.anomalies.KINDS}
+    summary = {
+        "model": "dead", "code_size": columns["code"].shape[1], "anomaly_threshold": 0.3,
+        "metrics": {
+            "overall": losses, "by_label": {}, "pca_mse": 0.05, "pca_mse_by_label": {},
+            "baseline": None, "baseline_by_label": None, "search": None, "classification": None,
+            "anomaly": {"against": "corruptions", "auroc": 0.5, "aupr": 0.5, "base_rate": 0.5,
+                        "normal": count, "by_kind": kinds},
+            "code": {"mean": 0.0, "stddev": 0.0, "active_units": 0},
+        },
+    }  # fmt: skip
+    training = {
+        "history": [{"loss": 0.7, "val_loss": 0.7}], "seconds": 1.0, "training_images": count,
+        "validation_images": 1,
+    }  # fmt: skip
+    metadata = {"abilities": ["encode", "decode"], "hyperparameters": {}, "prior": None}
+    return sections.Material(summary, metadata, training, Dead(), columns, columns, {})
+
+
+@pytest.mark.parametrize(
+    "count, code",
+    [(30, np.zeros((30, 8))), (30, np.ones((30, 2))), (3, np.eye(3)), (12, np.eye(12)[:, :1])],
+)
+def test_dead_models_and_few_images_have_a_page_too(count, code):
+    found = sections.build(material(count, code))
+    assert {"reconstructions", "errors", "codes", "search"} <= {section.id for section in found}
+    for section in found:
+        for block in section.blocks:
+            png = page.png_of(block)
+            assert png is None or png.startswith(b"\x89PNG")
+
+
+def test_codes_that_are_all_the_same_are_said_to_be():
+    (section,) = [s for s in sections.build(material(30, np.zeros((30, 8)))) if s.id == "codes"]
+    words = [block.text for block in section.blocks if isinstance(block, sections.Words)]
+    assert any("All codes are the same" in text for text in words)
+
+
+def test_corruption_is_that_of_the_training():
+    images = np.full((50, 28, 28), 128, np.uint8)
+    masked, how = sections.corrupt_as_trained(images, {"masking": 0.3})
+    assert set(np.unique(masked)) == {0, 128} and "30%" in how
+    assert np.mean(masked == 0) == pytest.approx(0.3, abs=0.02)
+    noisy, how = sections.corrupt_as_trained(images, {"noise": 0.1})
+    assert noisy.std() == pytest.approx(25.5, rel=0.05) and "0.1" in how
+
+
+@pytest.mark.parametrize("size, shape", [(32, (4, 8)), (1_568, (32, 49)), (2, (1, 2)), (7, (1, 7))])
+def test_codes_are_shown_as_nearly_square(size, shape):
+    assert pictures.code_shape(size) == shape
