@@ -118,6 +118,7 @@ class Executor(base_executor.BaseExecutor):
         found["overlap"] = (
             len(span.hashes & reference.hashes) / len(span.hashes) if reference.hashes else 0.0
         )
+        found["golden_overlap"] = len(span.hashes & golden.hashes) / len(span.hashes)
         verdict, reason = judge(found, limits, accepted=bool(exec_properties[ACCEPTED_KEY]))
         found = {"verdict": verdict, "reason": reason, **found}
         _logger.info("drift: %s (%s)", verdict, reason)
@@ -293,7 +294,11 @@ def judge(found: dict[str, Any], limits: Limits, *, accepted: bool) -> tuple[str
     largest = max(found["distance"], found["code_distance"])
     if largest < limits.skip_distance:
         return SKIP, f"nothing new: no distance above {largest:.3f}"
-    return TRAIN, f"largest distance {found['distance']:.3f} ({found['feature']})"
+    reason = f"largest distance {found['distance']:.3f} ({found['feature']})"
+    if found["golden_overlap"]:
+        # They will be trained on: the golden loss says less from then on.
+        reason += f"; {found['golden_overlap']:.1%} of its images are in the golden set"
+    return TRAIN, reason
 
 
 def _statistics(table: pd.DataFrame) -> statistics_pb2.DatasetFeatureStatisticsList:

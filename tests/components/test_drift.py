@@ -95,12 +95,16 @@ def test_verdicts_on_real_digits(digits, examples, tmp_path, served_model):
     )
     inverted = got["inverted"]
     assert "limit" in inverted["reason"] and inverted["distance"] > 0.8
+    assert usual["golden_overlap"] == 0 and "golden" not in usual["reason"]
+    leaked = np.concatenate([images[3000:], digits["eval"][0][:150]])
+    found = monitor(examples(leaked, 90), golden, window, tmp_path)
+    assert found["verdict"] == "train" and "9.1% of its images" in found["reason"]
 
 
 def test_a_person_lets_in_what_was_too_strange():
     found = {
         "distance": 0.9, "feature": "ink", "against": "window", "code_distance": 0.1,
-        "error_ratio": 1.0, "overlap": 0.0,
+        "error_ratio": 1.0, "overlap": 0.0, "golden_overlap": 0.0,
     }  # fmt: skip
     assert executor.judge(found, LIMITS, accepted=False)[0] == "stop"
     verdict, reason = executor.judge(found, LIMITS, accepted=True)
