@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import os
+import re
 import typing
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -130,7 +131,8 @@ class RecordSource:
                 row += len(images)
                 yield Batch(images, batch[features.LABEL].numpy())
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as e:
-            reason = " ".join(str(e.message).split())[:200]
+            # Without TensorFlow's word on where in its graph it was.
+            reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", e.message).split())[:200]
             raise idx.DataError(f"{self.path}: no TFRecord file of images ({reason})") from None
 
 

@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from components import features, inference
 from components.mnist_example_gen import idx
 from components.mnist_example_gen.slices import cut
-from pipeline.errors import UserError
+from pipeline.errors import RunError, UserError
 from pipeline.locking import locked
 from serving import images as image_files
 
@@ -117,6 +117,7 @@ def run(job: Job, beam_args: Sequence[str]) -> Result:
     Raises:
       UserError: Unusable input, an output that the model does not give, or a
         folder with another inference's output.
+      RunError: A worker failed for another reason.
     """
     sources = find_sources(job.input, job.invert)
     try:
@@ -155,8 +156,15 @@ def _infer(shards: list[inference.Shard], model_path: str, beam_args: Sequence[s
         counter.inc(images)
 
     _ = p | beam.Create(shards) | inference.WriteShards(model_path) | "Count" >> beam.Map(count)
-    result = p.run()
-    result.wait_until_finish()
+    try:
+        result = p.run()
+        result.wait_until_finish()
+    except Exception as e:
+        # Beam's runners add where in their graph it was, or a worker's traceback.
+        lines = [line for line in str(e).partition(" [while running")[0].splitlines() if line]
+        reason = lines[-1] if lines else type(e).__name__
+        kind = UserError if hasattr(e, "exit_code") else RunError
+        raise kind(f"{reason}; the same command goes on from here") from e
     found = result.metrics().query(beam.metrics.MetricsFilter().with_name("images"))
     return sum(counted.result for counted in found["counters"])
 

@@ -375,6 +375,7 @@ def _decompress(args: argparse.Namespace) -> int:
 
 
 def _infer(args: argparse.Namespace) -> int:
+    import logging
     import time
 
     from pipeline import config
@@ -392,6 +393,8 @@ def _infer(args: argparse.Namespace) -> int:
     from pipeline.beam_options import beam_args
     from pipeline.uses import batch
 
+    # What a worker has to say comes with the error.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     job = batch.Job(
         input=args.input,
         output=args.output,

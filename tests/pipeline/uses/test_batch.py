@@ -137,7 +137,7 @@ def test_damaged_files_are_named(job, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "bad.tfrecord").write_bytes(b"rubbish" * 20)
-    with pytest.raises(Exception, match=r"bad\.tfrecord"):
+    with pytest.raises(UserError, match=r"bad\.tfrecord: no TFRecord file[^{\[]*$"):
         batch.run(dataclasses.replace(job, input=str(folder)), BEAM)
     assert files(tmp_path / "out") == []
 
