@@ -219,6 +219,7 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
         for reason in result["refusals"]:
             console.print(f"not blessed, not pushed: {reason}", markup=False)
         command = "train longer (--set trainer.epochs=N) or allow more (evaluator.* in docs)"
+    console.print(f"report {result['report']}", markup=False)
     console.print(f"log    {log_path}", markup=False)
     console.print(f"next   {command}", markup=False)
 

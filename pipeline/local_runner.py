@@ -23,7 +23,7 @@ from tfx.orchestration.portable import launcher, runtime_parameter_utils
 from tfx.proto.orchestration import pipeline_pb2
 
 from components.mnist_example_gen import datasets
-from components.report.component import SUMMARY_FILE
+from components.report.component import PAGE_FILE, SUMMARY_FILE
 from pipeline import history
 from pipeline.config import PipelineConfig
 from pipeline.errors import RunError, UserError
@@ -191,6 +191,7 @@ def result(config: PipelineConfig, run_id: str, timings: list[NodeTiming]) -> di
         **summary,
         "pushed_version": record.pushed_version,
         "pushed_path": record.pushed_path,
+        "report": os.path.join(record.report_uri, PAGE_FILE),
         "components": [dataclasses.asdict(timing) for timing in timings],
     }
 

@@ -77,7 +77,9 @@ def contrast(page, selector) -> float:
 
 @needs_browser
 def test_the_page_opens_well_everywhere(trained_run, cli):
-    check_page(page_of(cli, trained_run.root), ALWAYS)
+    page = page_of(cli, trained_run.root, trained_run.result["run_id"])
+    assert str(page) == trained_run.result["report"] and f"report {page}" in trained_run.log
+    check_page(page, ALWAYS)
 
 
 def test_figures_are_those_of_the_metadata_and_of_json(trained_run, cli):
