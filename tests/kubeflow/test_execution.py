@@ -24,6 +24,9 @@ SETTINGS = (
     "trainer.patience=0",
     # Every later model is a little different, none may be refused for it.
     "evaluator.max_increase=0.5",
+    "evaluator.max_mse=0.06",
+    # Of a machine that tests share.
+    "validator.latency_budget_ms=5000",
 )
 
 
