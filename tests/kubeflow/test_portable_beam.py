@@ -37,7 +37,10 @@ def _listens(port: int, process: subprocess.Popen) -> None:
 def cluster(tmp_path):
     """Beam's own Python job server and the worker pool of our image, as processes."""
     jobs, pool = _port(), _port()
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    # The pool starts its workers with the first python on the PATH, in the image
+    # the project's own.
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PATH": path}
     processes = []
     for module, arguments, port in (
         (
