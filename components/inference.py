@@ -369,12 +369,18 @@ def _write_parquet(path: str, batches: Iterator[pa.RecordBatch]) -> int:
         writer = None
         for batch in batches:
             if writer is None:
+                images = {IMAGE, contract.RECONSTRUCTION} & set(batch.schema.names)
                 writer = stack.enter_context(
                     pq.ParquetWriter(
-                        sink, batch.schema, compression="zstd", compression_level=1,
-                        use_dictionary=[SOURCE], write_statistics=False,
+                        sink,
+                        batch.schema,
+                        # Images shrink to a quarter; floats hardly, whatever it costs.
+                        compression="zstd" if images else "snappy",
+                        compression_level=1 if images else None,
+                        use_dictionary=[SOURCE],
+                        write_statistics=False,
                     )
-                )  # fmt: skip
+                )
             writer.write_batch(batch)
             count += len(batch)
     return count

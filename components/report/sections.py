@@ -18,6 +18,8 @@ Columns = dict[str, np.ndarray]
 _TEN = 10
 _MAX_POINTS = 2_000
 _TSNE_DIMENSIONS = 50
+# Half of scikit-learn's: the groups are where they stay by then.
+_TSNE_ITERATIONS = 500
 _MANIFOLD_SIDE = 15
 _SAMPLES = 40
 _TINY = 1e-6
@@ -565,7 +567,12 @@ def _projections(codes: np.ndarray, labels: np.ndarray) -> list[Block]:
     projected = pca.fit_transform(codes)
     share = pca.explained_variance_ratio_[:2].sum()
     tsne = TSNE(
-        2, init="pca", perplexity=min(30.0, (len(codes) - 1) / 3), random_state=0, n_jobs=-1
+        2,
+        init="pca",
+        perplexity=min(30.0, (len(codes) - 1) / 3),
+        max_iter=_TSNE_ITERATIONS,
+        random_state=0,
+        n_jobs=-1,
     )
     embedded = tsne.fit_transform(projected)
     return [
