@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
@@ -32,6 +33,8 @@ DEFAULT_OUTPUTS = ("code", "reconstruction_error", "is_anomaly")
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _PICTURES_A_SHARD = 5_000
 _RECORDS_HINT = "tfrecord"
+# How a worker's traceback ends where an input cannot be used.
+_BAD_INPUT = re.compile(r"[\w.]*\.(DataError|InputError): ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,9 @@ def _infer(shards: list[inference.Shard], model_path: str, beam_args: Sequence[s
         # Beam's runners add where in their graph it was, or a worker's traceback.
         lines = [line for line in str(e).partition(" [while running")[0].splitlines() if line]
         reason = lines[-1] if lines else type(e).__name__
-        kind = UserError if hasattr(e, "exit_code") else RunError
+        bad_input = _BAD_INPUT.match(reason)
+        kind = UserError if bad_input or hasattr(e, "exit_code") else RunError
+        reason = _BAD_INPUT.sub("", reason)
         raise kind(f"{reason}; the same command goes on from here") from e
     found = result.metrics().query(beam.metrics.MetricsFilter().with_name("images"))
     return sum(counted.result for counted in found["counters"])

@@ -375,6 +375,8 @@ def _decompress(args: argparse.Namespace) -> int:
 
 
 def _infer(args: argparse.Namespace) -> int:
+    import contextlib
+    import io
     import logging
     import time
 
@@ -385,15 +387,20 @@ def _infer(args: argparse.Namespace) -> int:
     folder = locate.find(args.model, _root(args))
     if not os.path.exists(args.input):
         raise UserError(f"{args.input}: no such file or folder")
-    assignments = [f"beam.{option.lstrip('-')}" for option in args.beam]
-    options = config.load(None, assignments)
+    chosen = [option.lstrip("-") for option in args.beam]
+    if not any(option.startswith("runner=") for option in chosen):
+        # Some shards at a time: reading and writing one, the other has the model.
+        workers = min(4, max(2, os.cpu_count() or 2))
+        local = ["direct_running_mode=multi_threading", f"direct_num_workers={workers}"]
+        chosen = [*local, *chosen]
+    options = config.load(None, [f"beam.{option}" for option in chosen])
     _quieten()
     # TFX and Beam read the command line as flags of their own.
     del sys.argv[1:]
     from pipeline.beam_options import beam_args
     from pipeline.uses import batch
 
-    # What a worker has to say comes with the error.
+    # What a worker has to say comes with the error, without its traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     job = batch.Job(
         input=args.input,
@@ -405,7 +412,8 @@ def _infer(args: argparse.Namespace) -> int:
         invert=args.invert,
     )
     started = time.monotonic()
-    result = batch.run(job, beam_args(options))
+    with contextlib.redirect_stderr(io.StringIO()):
+        result = batch.run(job, beam_args(options))
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps({**dataclasses.asdict(result), "seconds": seconds}))

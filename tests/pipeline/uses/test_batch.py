@@ -142,6 +142,18 @@ def test_damaged_files_are_named(job, tmp_path):
     assert files(tmp_path / "out") == []
 
 
+def test_a_damaged_picture_is_one_line_on_the_command_line(trained_run, tmp_path, cli):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "torn.png").write_bytes(b"not a picture")
+    done = cli(
+        "infer", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--root",
+        str(trained_run.root), "--model", "simple",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "torn.png" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert files(tmp_path / "out") == []
+
+
 @pytest.mark.e2e
 def test_killed_and_started_again_it_completes_without_duplicates(trained_run, tmp_path):
     count = 200_000
