@@ -134,7 +134,7 @@ def test_a_new_span_is_trained_on(second, volume, digits):
     done = volume.driver.run({"epochs": 9.0}, run_id="run-third")
     assert done.failed is None, done.attempts[-1].stderr[-2_000:]
     (examples,) = history.run_outputs(volume.store, "run-third", "Examples")
-    assert examples.properties["span"].int_value == 2
+    assert examples.custom_properties["span"].int_value == 2
     assert len(volume.versions) == 3
     # An older span can be asked for.
     again = volume.driver.run(
@@ -142,7 +142,7 @@ def test_a_new_span_is_trained_on(second, volume, digits):
     )
     assert again.failed is None
     (examples,) = history.run_outputs(volume.store, "run-old-span", "Examples")
-    assert examples.properties["span"].int_value == 1
+    assert examples.custom_properties["span"].int_value == 1
 
 
 def test_a_node_that_is_killed_is_retried_and_the_run_goes_on(tmp_path, digits_folder, driver_of):

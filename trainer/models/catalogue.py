@@ -126,7 +126,7 @@ _ENTRIES = (
         source=OWN,
         paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
         hyperparameters=hps.BestHyperparameters,
-        training=TrainingDefaults(epochs=16, batch_size=512, learning_rate=0.025, xla=False),
+        training=TrainingDefaults(epochs=13, batch_size=512, learning_rate=0.025, xla=False),
         implementation="trainer.models.best:Best",
         parameters=828_804,
         max_mse=0.02,
