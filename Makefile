@@ -29,7 +29,7 @@ run: setup
 	@$(BIN)/mnist-ae run $(ARGS)
 
 test: setup
-	@$(TEST_ENV) $(BIN)/python -m pytest -m "not e2e" $(ARGS)
+	@$(TEST_ENV) $(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
 
 test-all: setup
 	@$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)

@@ -30,6 +30,11 @@ SHARED_RUN = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that add runs of their own to the shared root at the end."""
+    items.sort(key=lambda item: item.path.name == "test_rerun.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_folder(tmp_path_factory):
     """Keeps the user's cache out of the tests."""

@@ -268,12 +268,14 @@ def streamed_batches(
     steps = steps_per_epoch(len(stream), batch_size, context.num_replicas_in_sync)
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(
-            tf.constant(stream.files), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
-        )
+        # Dataset.shuffle takes no seed from a graph when TensorFlow's own seed is 0.
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        order = tf.random.experimental.stateless_shuffle(tf.constant(stream.files), seed=key)
         return (
             stream.records(order, validation=False)
-            .shuffle(_STREAM_SHUFFLE, seed=epoch + seed, reshuffle_each_iteration=False)
+            .batch(_STREAM_SHUFFLE)
+            .map(lambda block: tf.random.experimental.stateless_shuffle(block, seed=key))
+            .unbatch()
             .repeat()
             .batch(batch_size, drop_remainder=True)
             .take(steps * context.num_replicas_in_sync)

@@ -190,6 +190,7 @@ def assert_pushes_only_got_better(month):
     return pushed
 
 
+@pytest.mark.slow
 def test_good_strange_and_corrupt_spans(digits, tmp_path):
     """The month's most important days, on 4,500 digits."""
     images, labels = digits["train"]

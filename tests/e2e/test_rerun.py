@@ -58,6 +58,7 @@ def test_a_bad_model_is_refused_with_the_reason_and_not_pushed(trained_run, cli)
     assert {"MnistExampleGen", "Trainer"} <= cached(result)
 
 
+@pytest.mark.slow
 def test_a_worse_model_than_the_baseline_is_refused(trained_run, cli):
     result = run(
         cli,
@@ -91,6 +92,7 @@ def test_a_worse_model_than_the_baseline_is_refused(trained_run, cli):
     assert os.path.basename(os.path.dirname(allowed["pushed_path"])) == "other"
 
 
+@pytest.mark.slow
 def test_a_deleted_version_is_pushed_again(trained_run, cli):
     root = trained_run.root
     first = run(cli, root, *trained_run.arguments, "--set", "pusher.name=deleted")
@@ -100,6 +102,7 @@ def test_a_deleted_version_is_pushed_again(trained_run, cli):
     assert "Trainer" in cached(again)
 
 
+@pytest.mark.slow
 def test_unlabelled_images_run_without_slices(digits, tmp_path, cli):
     for split, prefix in idx.SPLIT_PREFIXES.items():
         idx.write_idx(str(tmp_path / f"{prefix}-{idx.IMAGES}"), digits[split][0][:500])
@@ -156,6 +159,7 @@ def assert_undisturbed(result, root, reference):
                     assert execution.path in uris, execution.path
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_training_is_repeated_as_if_undisturbed(trained_run, tmp_path, cli):
     root = tmp_path / "runs"
     start_and_kill(trained_run, root, "Trainer", seconds=2)
@@ -206,6 +210,7 @@ def test_the_bar_on_full_mnist(full_mnist, tmp_path, cli, model, epochs, bar):
     )
 
 
+@pytest.mark.slow
 def test_one_class_models_find_other_digits_strange(trained_run, cli):
     result = run(
         cli, trained_run.root, *trained_run.arguments, "--set", "data.keep_labels=[1]",

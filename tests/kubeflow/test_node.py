@@ -118,12 +118,12 @@ def test_a_cancelled_node_says_so_in_the_store(ingested, driver, place):
 
 
 def test_a_node_that_takes_too_long_gives_up(ingested, driver, place):
-    command = driver.command("statistics-gen", {}, RUN)
+    command = driver.command("transform", {}, RUN)
     command[[w.startswith("--timeout") for w in command].index(True)] = "--timeout=1"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 124
-    assert done.stderr.splitlines()[-1].startswith("StatisticsGen: error: gave up after its 1 s")
-    assert not stores.is_finished(store_of(place), RUN, "StatisticsGen")
+    assert done.stderr.splitlines()[-1].startswith("Transform: error: gave up after its 1 s")
+    assert not stores.is_finished(store_of(place), RUN, "Transform")
 
 
 def test_a_failing_component_is_the_last_line(ingested, driver, place):

@@ -69,6 +69,14 @@ def test_the_same_configuration_gives_the_same_loss_and_another_seed_another(mak
     assert losses[0] != pytest.approx(losses[2], abs=1e-6)
 
 
+def test_a_streamed_training_learns_as_much(make_job):
+    in_memory, streamed = make_job(name="memory"), make_job(name="streamed", streaming=True)
+    for job in (in_memory, streamed):
+        run_fn.train(job)
+    losses = [history(job)[-1]["loss"] for job in (in_memory, streamed)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_the_best_weights_are_exported_and_patience_ends_the_training(make_job):
     # A rate at which the loss soon rises again.
     job = make_job("simple", epochs=40, learning_rate=0.3, patience=3)
