@@ -19,6 +19,7 @@ def test_the_tour_has_ten_cells_and_no_outputs():
     assert not any(cell.outputs or cell.execution_count for cell in cells)
 
 
+@pytest.mark.slow
 def test_the_tour_runs(trained_run, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not in this set of packages")
     pytest.importorskip("ipykernel", reason="ipykernel is not in this set of packages")

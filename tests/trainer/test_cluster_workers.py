@@ -22,6 +22,7 @@ def history(job) -> list[dict]:
         return json.load(f)["history"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(make_job):
     one = make_job("simple", "one", strategy="none", batch_size=128)
     run_fn.train(one)

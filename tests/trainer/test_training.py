@@ -29,7 +29,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("model", ["simple", "vae", "stacked"])
+@pytest.mark.parametrize(
+    "model", ["simple", "vae", pytest.param("stacked", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(make_job, monkeypatch, model):
     whole = make_job(model, "whole", epochs=5)
     run_fn.train(whole)
@@ -155,7 +157,7 @@ run_fn.train(run_fn.TrainingJob.from_json(open(sys.argv[1]).read()))
 """
 
 
-@pytest.mark.parametrize("model", ["simple", "conv"])
+@pytest.mark.parametrize("model", ["simple", pytest.param("conv", marks=pytest.mark.slow)])
 def test_two_devices_train_like_one(make_job, model):
     one = make_job(model, "one", strategy="none", batch_size=128)
     run_fn.train(one)
