@@ -36,6 +36,7 @@ _ANOMALY_IMAGES = 2_000
 INDEXED_COLUMNS = (features.IMAGE, features.LABEL, *_INDEXED)
 EXAMINED_COLUMNS = (features.IMAGE, features.LABEL, *_EXAMINED)
 _MAX_PCA = 128
+_BLOCK = 10_000
 
 
 class ImageIndexArtifact(Artifact):
@@ -157,8 +158,15 @@ def _search(
         return {"precision_at_10": found.precision, "knn_accuracy": found.accuracy}
 
     def project(images: np.ndarray) -> np.ndarray:
-        flat = images.reshape(len(images), -1).astype(np.float32) / 255
-        return (flat - mean) @ components[:size].T
+        # A block at a time: as floats, the images of a large set fill the memory.
+        blocks = [images[i : i + _BLOCK] for i in range(0, len(images), _BLOCK)]
+        return np.concatenate(
+            [
+                (block.reshape(len(block), -1).astype(np.float32) / 255 - mean)
+                @ components[:size].T
+                for block in blocks
+            ]
+        )
 
     size = min(train[contract.CODE].shape[1], _MAX_PCA)
     query_images = evaluation[features.IMAGE][queries]
