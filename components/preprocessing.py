@@ -28,8 +28,11 @@ def preprocessing_fn(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     Returns:
       ``image`` float32 [n, 28, 28] in [0, 1]; ``label`` unchanged.
     """
-    pixels = tf.io.decode_raw(inputs[features.IMAGE], tf.uint8, fixed_length=features.IMAGE_BYTES)
+    images = inputs[features.IMAGE]
+    # Not with a fixed length, which cuts or fills up what is no image.
+    pixels = tf.io.decode_raw(images, tf.uint8)
+    shape = tf.concat([tf.shape(images), IMAGE_SHAPE], axis=0)
     return {
-        features.IMAGE: scale_pixels(tf.reshape(pixels, (-1, *IMAGE_SHAPE))),
+        features.IMAGE: scale_pixels(tf.reshape(pixels, shape)),
         features.LABEL: tf.identity(inputs[features.LABEL]),
     }

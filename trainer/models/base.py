@@ -61,17 +61,19 @@ def per_image_bce_from_logits(
     """As :func:`per_image_bce`, from the sigmoid's input: exact and stable.
 
     The same as ``tf.nn.sigmoid_cross_entropy_with_logits`` with fewer passes over
-    the pixels: the sigmoid serves loss and gradient, and of it and its complement
-    the larger, at least one half, goes into the logarithm.
+    the pixels: the sigmoid serves loss and gradient; of it and its complement the
+    larger, at least one half, goes into the logarithm, by the product of a row,
+    which cannot underflow.
     """
     probability = tf.sigmoid(logits)
-    confidence = tf.maximum(probability, 1.0 - probability)
-    loss = tf.nn.relu(logits) - logits * images - tf.math.log(confidence)
+    confidence = tf.reduce_prod(tf.maximum(probability, 1.0 - probability), axis=2)
+    linear = tf.reduce_sum(tf.nn.relu(logits) - logits * images, axis=(1, 2))
+    loss = (linear - tf.reduce_sum(tf.math.log(confidence), axis=1)) / PIXELS
 
     def gradient(upstream: tf.Tensor) -> tuple[None, tf.Tensor]:
         return None, (probability - images) * (upstream / PIXELS)[:, tf.newaxis, tf.newaxis]
 
-    return tf.reduce_mean(loss, axis=(1, 2)), gradient
+    return loss, gradient
 
 
 def per_image_mse(images: tf.Tensor, reconstruction: tf.Tensor) -> tf.Tensor:
