@@ -22,6 +22,9 @@ LABEL = contract.LABEL_FEATURE
 # The classifier's ``label``; that name is the known one's.
 PREDICTED = "predicted_label"
 
+# Few enough to be small, many enough to be fast.
+_BATCH_ROWS = 16_384
+
 _SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
 
 
@@ -45,13 +48,28 @@ def read_columns(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts = []
+    files = []
     for path in paths:
         with opener(path) as f:
-            file = pq.ParquetFile(pa.BufferReader(f.read()))
-            parts.append(file.read(columns=list(names)))
-    table = pa.concat_tables(parts)
-    return {name: _array(table[name].combine_chunks()) for name in names}
+            files.append(pq.ParquetFile(pa.BufferReader(f.read())))
+        for name in names:
+            files[-1].schema_arrow.field(name)
+    total = sum(file.metadata.num_rows for file in files)
+    found: dict[str, np.ndarray] = {}
+    # Straight to their place: the images of a large set must not lie in memory twice.
+    row = 0
+    for file in files:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=list(names)):
+            for name in names:
+                part = _array(batch.column(name))
+                if name not in found:
+                    found[name] = np.empty((total, *part.shape[1:]), part.dtype)
+                found[name][row : row + len(part)] = part
+            row += len(batch)
+    if not found:
+        empty = files[0].schema_arrow.empty_table()
+        return {name: _array(empty[name].combine_chunks()) for name in names}
+    return found
 
 
 def _array(column: Any) -> np.ndarray:
