@@ -43,7 +43,7 @@ from trainer.data import (
 )
 from trainer.models import build_model, get_model_spec
 from trainer.models.base import IMAGE_SHAPE, Autoencoder, per_image_bce, per_image_mse
-from trainer.models.catalogue import TrainingDefaults
+from trainer.models.catalogue import TrainingDefaults, UnknownModelError
 from trainer.models.denoising import Denoising
 from trainer.models.keras_api import keras
 
@@ -422,23 +422,34 @@ def one_class(model_name: str, mnist: Mnist, epochs: int = _ONE_CLASS_EPOCHS) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 1 when a bar is missed or the page is stale."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
-    parser.add_argument("--models", default="", help="comma-separated names, or all")
+    parser.add_argument(
+        "--models", default="", help="comma-separated names, or all (when nothing else is asked)"
+    )
     parser.add_argument(
         "--one-class", default="", metavar="MODELS", help="one-class AUROC of these"
     )
-    parser.add_argument("--data-dir", help="folder with MNIST's four IDX files")
+    parser.add_argument(
+        "--data-dir",
+        default=os.environ.get("MNIST_DATA_DIR"),
+        help="folder with MNIST's four IDX files (default: MNIST_DATA_DIR)",
+    )
     parser.add_argument("--no-throughput", action="store_true", help="leave out images a second")
     parser.add_argument("--write-docs", action="store_true", help="write docs/models.md only")
     parser.add_argument("--check", action="store_true", help="fail if docs/models.md is stale")
     options = parser.parse_args(arguments)
     if options.check:
         return models_page.check(PAGE, MEASURED)
-    cases = _cases(options.models)
+    if not (options.models or options.one_class or options.write_docs):
+        options.models = "all"
     one_class_models = [name for name in options.one_class.split(",") if name]
-    for name in one_class_models:
-        get_model_spec(name)
+    try:
+        cases = _cases(options.models)
+        for name in one_class_models:
+            get_model_spec(name)
+    except UnknownModelError as e:
+        parser.error(str(e))
     if (cases or one_class_models) and not options.data_dir:
-        parser.error("--data-dir is needed for measuring")
+        parser.error("measuring needs --data-dir or MNIST_DATA_DIR")
     missed = 0
     if cases or one_class_models:
         mnist = load_mnist(options.data_dir)
