@@ -19,8 +19,10 @@ from tfx.components.statistics_gen.component import StatisticsGen
 from tfx.components.trainer.component import Trainer
 from tfx.components.transform.component import Transform
 from tfx.components.tuner.component import Tuner
+from tfx.dsl.components.base.base_component import BaseComponent
 from tfx.orchestration import metadata, pipeline
 from tfx.proto import pusher_pb2, range_config_pb2
+from tfx.types.channel import BaseChannel
 
 from components import baseline, evaluation, features
 from components.data_gate import DataGate
@@ -89,7 +91,7 @@ def create_pipeline(
         input_base=data_folder,
         pattern=data_pattern,
         keep_labels=config.data.kept(),
-        range_config=_only_span(data_span),
+        range_config=only_span(data_span),
     )
     schema = ImportSchemaGen(schema_file=str(features.SCHEMA_FILE))
     # TFX's cache knows inputs and parameters but neither code nor the content of
@@ -98,17 +100,7 @@ def create_pipeline(
     stamp(example_gen.outputs["examples"], code=code_digest())
     stamp(schema.outputs["schema"], digest=digest_of([features.SCHEMA_FILE]))
     examples = example_gen.outputs["examples"]
-    statistics = StatisticsGen(
-        examples=examples,
-        schema=schema.outputs["schema"],
-        stats_options=tfdv.StatsOptions(num_top_values=10, num_rank_histogram_buckets=10),
-    )
-    validator = ExampleValidator(
-        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
-    )
-    gate = DataGate(
-        statistics=statistics.outputs["statistics"], anomalies=validator.outputs["anomalies"]
-    )
+    statistics, validator, gate = validation(examples, schema.outputs["schema"])
     transform = Transform(
         examples=examples,
         schema=schema.outputs["schema"],
@@ -213,7 +205,24 @@ def _assemble(
     )
 
 
-def _only_span(span: int | None) -> range_config_pb2.RangeConfig | None:
+def validation(
+    examples: BaseChannel, schema: BaseChannel
+) -> tuple[StatisticsGen, ExampleValidator, BaseComponent]:
+    """The nodes that look at examples and end the run where they are bad."""
+    statistics = StatisticsGen(
+        examples=examples,
+        schema=schema,
+        stats_options=tfdv.StatsOptions(num_top_values=10, num_rank_histogram_buckets=10),
+    )
+    validator = ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema)
+    gate = DataGate(
+        statistics=statistics.outputs["statistics"], anomalies=validator.outputs["anomalies"]
+    )
+    return statistics, validator, gate
+
+
+def only_span(span: int | None) -> range_config_pb2.RangeConfig | None:
+    """What ExampleGen is told to read one span; None for the latest."""
     if span is None:
         return None
     return range_config_pb2.RangeConfig(

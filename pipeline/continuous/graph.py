@@ -7,17 +7,13 @@ import json
 import os
 from typing import Any
 
-import tensorflow_data_validation as tfdv
 from tfx.components.evaluator.component import Evaluator
-from tfx.components.example_validator.component import ExampleValidator
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
-from tfx.components.statistics_gen.component import StatisticsGen
 from tfx.components.trainer.component import Trainer
 from tfx.components.transform.component import Transform
-from tfx.proto import pusher_pb2, range_config_pb2
+from tfx.proto import pusher_pb2
 
 from components import baseline, evaluation, features, window
-from components.data_gate import DataGate
 from components.drift import executor as drift_executor
 from components.drift.component import DriftMonitor
 from components.image_index.component import ImageIndex
@@ -86,15 +82,11 @@ def span_nodes(
     """
     own = config.continuous
     keep = config.data.kept()
-    span_range = None
-    if run.span is not None:
-        span_range = range_config_pb2.RangeConfig(
-            static_range=range_config_pb2.StaticRange(
-                start_span_number=run.span, end_span_number=run.span
-            )
-        )
     example_gen = MnistExampleGen(
-        input_base=spans_folder, pattern=pattern, keep_labels=keep, range_config=span_range
+        input_base=spans_folder,
+        pattern=pattern,
+        keep_labels=keep,
+        range_config=pipeline.only_span(run.span),
     ).with_id(SPAN_GEN)
     golden_gen = MnistExampleGen(
         input_base=run.golden_folder, keep_labels=keep, splits=(features.EVAL_SPLIT,)
@@ -105,17 +97,7 @@ def span_nodes(
     pipeline.stamp(golden_gen.outputs["examples"], code=code)
     pipeline.stamp(schema.outputs["schema"], digest=pipeline.digest_of([features.SCHEMA_FILE]))
     examples, golden = example_gen.outputs["examples"], golden_gen.outputs["examples"]
-    statistics = StatisticsGen(
-        examples=examples,
-        schema=schema.outputs["schema"],
-        stats_options=tfdv.StatsOptions(num_top_values=10, num_rank_histogram_buckets=10),
-    )
-    validator = ExampleValidator(
-        statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"]
-    )
-    data_gate = DataGate(
-        statistics=statistics.outputs["statistics"], anomalies=validator.outputs["anomalies"]
-    )
+    statistics, validator, data_gate = pipeline.validation(examples, schema.outputs["schema"])
     serving = window.serving_model_resolver(config.servable, run.key).with_id(
         "ServingModelResolver"
     )
