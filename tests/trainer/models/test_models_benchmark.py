@@ -65,6 +65,8 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
     assert bench.auroc(normal, anomalous) == pytest.approx(expected)
 
 
-def test_an_unknown_model_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(ValueError, match="unknown model"):
+def test_an_unknown_model_is_refused_before_anything_is_read(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
         bench.main(["--models", "simpel", "--data-dir", "nowhere"])
+    assert ended.value.code == 2
+    assert "unknown model 'simpel'; did you mean 'simple'?" in capsys.readouterr().err
