@@ -52,23 +52,19 @@ def read_columns(
     for path in paths:
         with opener(path) as f:
             files.append(pq.ParquetFile(pa.BufferReader(f.read())))
-        for name in names:
-            files[-1].schema_arrow.field(name)
     total = sum(file.metadata.num_rows for file in files)
-    found: dict[str, np.ndarray] = {}
+    empty = files[0].schema_arrow.empty_table()
+    found = {}
+    for name in names:
+        like = _array(empty[name].combine_chunks())
+        found[name] = np.empty((total, *like.shape[1:]), like.dtype)
     # Straight to their place: the images of a large set must not lie in memory twice.
     row = 0
     for file in files:
         for batch in file.iter_batches(_BATCH_ROWS, columns=list(names)):
             for name in names:
-                part = _array(batch.column(name))
-                if name not in found:
-                    found[name] = np.empty((total, *part.shape[1:]), part.dtype)
-                found[name][row : row + len(part)] = part
+                found[name][row : row + len(batch)] = _array(batch.column(name))
             row += len(batch)
-    if not found:
-        empty = files[0].schema_arrow.empty_table()
-        return {name: _array(empty[name].combine_chunks()) for name in names}
     return found
 
 
