@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from benchmarks import models_page
 from components import features
-from components.mnist_example_gen import idx
+from components.mnist_example_gen import datasets, idx
 from trainer.data import (
     Examples,
     Preprocessor,
@@ -452,7 +452,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("measuring needs --data-dir or MNIST_DATA_DIR")
     missed = 0
     if cases or one_class_models:
-        mnist = load_mnist(options.data_dir)
+        try:
+            mnist = load_mnist(datasets.find(datasets.AUTO, options.data_dir).folder)
+        except idx.DataError as e:
+            parser.error(str(e))
         for case in cases:
             entry = run_case(case, mnist)
             if not (options.no_throughput or case.label):
