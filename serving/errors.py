@@ -8,11 +8,20 @@ unusable, 3 when a server is missing or answered with an error.
 from __future__ import annotations
 
 
-class ServingError(Exception):
-    """Base of everything that this package raises on purpose.
+class Error(Exception):
+    """Root of everything that this project raises on purpose, for a person to read.
 
     Attributes:
       exit_code: What a command exits with.
+    """
+
+    exit_code = 1
+
+
+class ServingError(Error):
+    """Something went wrong between a caller and a served model.
+
+    Attributes:
       code: gRPC's status code by name, such as ``"NOT_FOUND"``; empty when no
         server was involved.
     """

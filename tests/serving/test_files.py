@@ -1,0 +1,111 @@
+"""Files that appear whole, and locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import pathlib
+import threading
+from typing import Any
+
+import pytest
+
+from serving import files
+
+
+def test_a_file_is_replaced_as_a_whole_and_its_folder_made(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "new" / "state.json"
+    files.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert os.listdir(path.parent) == ["state.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "state"
+    files.write_atomically(path, "old")
+    with pytest.raises(KeyError), files.replacing(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
+    final = tmp_path / "a" / "final"
+    with pytest.raises(KeyError), files.new_folder(final) as staging:
+        (staging / "half").touch()
+        raise KeyError
+    assert os.listdir(final.parent) == []
+    with files.new_folder(final, prefix=".mine-") as staging:
+        assert staging.name.startswith(".mine-")
+        (staging / "whole").touch()
+        assert not final.exists()
+    assert os.listdir(final.parent) == ["final"]
+    with pytest.raises(OSError), files.new_folder(final):
+        pass
+    assert os.listdir(final) == ["whole"]
+
+
+def _hold(path: pathlib.Path, held: Any, release: Any) -> None:
+    with files.locked(path):
+        held.set()
+        release.wait(30)
+
+
+def test_a_lock_is_refused_with_its_owner_and_freed_with_its_process(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = tmp_path / "lock"
+    assert not files.is_locked(path) and files.lock_owner(path) is None
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(path, held, release))
+    process.start()
+    try:
+        assert held.wait(30)
+        for _ in range(2):  # the refused one does not wipe the owner
+            with pytest.raises(files.LockedError) as refused, files.locked(path, wait=False):
+                pass
+            assert refused.value.owner == process.pid
+            assert refused.value.exit_code == 2
+        assert files.is_locked(path) and files.lock_owner(path) == process.pid
+    finally:
+        process.kill()
+        process.join()
+    assert not files.is_locked(path)
+    with files.locked(path, wait=False):
+        assert files.lock_owner(path) == os.getpid()
+    assert files.lock_owner(path) is None
+
+
+def test_asking_for_a_lock_never_takes_it(tmp_path: pathlib.Path) -> None:
+    """`watch status` must not make a starting watcher believe that another is at work."""
+    path = tmp_path / "lock"
+    path.touch()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            files.is_locked(path)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(2000):
+            with files.locked(path, wait=False):
+                pass
+    finally:
+        stop.set()
+        asking.join()
+
+
+def test_a_full_disk_is_known_by_its_number_through_the_causes() -> None:
+    full = OSError(errno.ENOSPC, "whatever the language says")
+    wrapped = RuntimeError("the component failed")
+    wrapped.__cause__ = full
+    assert files.is_disk_full(full) and files.is_disk_full(wrapped)
+    assert not files.is_disk_full(RuntimeError("No space left on device, says a text"))
+    assert not files.is_disk_full(None)
