@@ -1,4 +1,4 @@
-"""The work of ServingValidator; the checks are in :mod:`serving.validation`."""
+"""The work of ServingValidator; the checks are in ``validation``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, path_utils
 
-from serving import validation
+from components.serving_validator import validation
 
 MODEL_KEY = "model"
 EXAMPLES_KEY = "examples"

@@ -161,7 +161,7 @@ class _Candidate:
 
     def __enter__(self) -> _Candidate:
         self._log = tempfile.TemporaryFile()
-        home = str(pathlib.Path(__file__).resolve().parents[1])
+        home = str(pathlib.Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         command = [
             sys.executable, "-m", "serving", "serve", str(self._folder),
