@@ -8,6 +8,7 @@ import apache_beam as beam
 import numpy as np
 import tensorflow_model_analysis as tfma
 from tensorflow_model_analysis.metrics import metric_types
+from tensorflow_model_analysis.proto import config_pb2
 
 from components import features
 from serving import contract
@@ -93,7 +94,7 @@ def eval_config(
     use_baseline: bool,
     by_label: bool,
     max_digit_increase: float | None = None,
-) -> tfma.EvalConfig:
+) -> config_pb2.EvalConfig:
     """The Evaluator's configuration.
 
     Args:
@@ -106,48 +107,50 @@ def eval_config(
       max_digit_increase: As ``max_increase``, for every digit; None sets no
         limit on digits.
     """
-    mse_threshold = tfma.MetricThreshold(
-        value_threshold=tfma.GenericValueThreshold(upper_bound={"value": max_mse})
+    mse_threshold = config_pb2.MetricThreshold(
+        value_threshold=config_pb2.GenericValueThreshold(upper_bound={"value": max_mse})
     )
     if use_baseline:
         mse_threshold.change_threshold.CopyFrom(_no_worse_by(max_increase))
-    metrics = [tfma.MetricConfig(class_name="ExampleCount")]
+    metrics = [config_pb2.MetricConfig(class_name="ExampleCount")]
     for loss in LOSSES:
-        metric = tfma.MetricConfig(
+        metric = config_pb2.MetricConfig(
             class_name=MeanOutput.__name__, module=__name__, config=f'{{"name": "{loss}"}}'
         )
         if loss == contract.MSE:
             # Of the overall slice only: a digit that is hard for every model
             # would otherwise decide.
             metric.per_slice_thresholds.append(
-                tfma.PerSliceMetricThreshold(
-                    slicing_specs=[tfma.SlicingSpec()], threshold=mse_threshold
+                config_pb2.PerSliceMetricThreshold(
+                    slicing_specs=[config_pb2.SlicingSpec()], threshold=mse_threshold
                 )
             )
             if max_digit_increase is not None and use_baseline and by_label:
                 metric.per_slice_thresholds.append(
-                    tfma.PerSliceMetricThreshold(
-                        slicing_specs=[tfma.SlicingSpec(feature_keys=[features.LABEL])],
-                        threshold=tfma.MetricThreshold(
+                    config_pb2.PerSliceMetricThreshold(
+                        slicing_specs=[config_pb2.SlicingSpec(feature_keys=[features.LABEL])],
+                        threshold=config_pb2.MetricThreshold(
                             change_threshold=_no_worse_by(max_digit_increase)
                         ),
                     )
                 )
         metrics.append(metric)
-    specs = [tfma.ModelSpec(name=CANDIDATE, signature_name=contract.EVALUATE)]
+    specs = [config_pb2.ModelSpec(name=CANDIDATE, signature_name=contract.EVALUATE)]
     if use_baseline:
         specs.append(
-            tfma.ModelSpec(name=BASELINE, signature_name=contract.EVALUATE, is_baseline=True)
+            config_pb2.ModelSpec(name=BASELINE, signature_name=contract.EVALUATE, is_baseline=True)
         )
-    slices = [tfma.SlicingSpec()]
+    slices = [config_pb2.SlicingSpec()]
     if by_label:
-        slices.append(tfma.SlicingSpec(feature_keys=[features.LABEL]))
-    return tfma.EvalConfig(
-        model_specs=specs, slicing_specs=slices, metrics_specs=[tfma.MetricsSpec(metrics=metrics)]
+        slices.append(config_pb2.SlicingSpec(feature_keys=[features.LABEL]))
+    return config_pb2.EvalConfig(
+        model_specs=specs,
+        slicing_specs=slices,
+        metrics_specs=[config_pb2.MetricsSpec(metrics=metrics)],
     )
 
 
-def _no_worse_by(increase: float) -> tfma.GenericChangeThreshold:
-    return tfma.GenericChangeThreshold(
-        relative={"value": increase}, direction=tfma.MetricDirection.LOWER_IS_BETTER
+def _no_worse_by(increase: float) -> config_pb2.GenericChangeThreshold:
+    return config_pb2.GenericChangeThreshold(
+        relative={"value": increase}, direction=config_pb2.MetricDirection.LOWER_IS_BETTER
     )
