@@ -8,12 +8,7 @@ from tfx.dsl.io import fileio
 from tfx.types import artifact_utils, standard_artifacts
 
 from components import features
-
-
-class DataAnomalyError(ValueError):
-    """The examples do not fit the schema."""
-
-    exit_code = 2
+from components.errors import DataAnomalyError
 
 
 def schema_anomalies(anomalies: anomalies_pb2.Anomalies, split: str) -> list[str]:

@@ -6,12 +6,7 @@ from tfx.dsl.component.experimental.decorators import component
 
 from components.drift import executor
 from components.drift.component import DriftReportArtifact
-
-
-class SpanStoppedError(ValueError):
-    """The span is set aside, or skipped."""
-
-    exit_code = 2
+from components.errors import SpanStoppedError
 
 
 @component

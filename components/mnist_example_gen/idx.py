@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from components.errors import DataError
+
 SIDE = 28
 PIXELS = SIDE * SIDE
 MAX_LABEL = 9
@@ -26,6 +28,7 @@ _UINT8 = 0x08
 _IMAGES_MAGIC = (_UINT8 << 8) | 3
 _LABELS_MAGIC = (_UINT8 << 8) | 1
 _CHUNK_IMAGES = 2_000
+_BLOCK_BYTES = 1 << 20
 
 IMAGES = "images-idx3-ubyte"
 LABELS = "labels-idx1-ubyte"
@@ -35,19 +38,13 @@ SPLIT_PREFIXES = {"train": "train", "eval": "t10k"}
 Opener = Callable[[str], BinaryIO]
 
 
-class DataError(ValueError):
-    """Input data that cannot be used; the message says which file and why."""
-
-    exit_code = 2
-
-
 @dataclasses.dataclass(frozen=True)
 class SplitFiles:
     """Where the images and labels of a split are.
 
     Attributes:
-      images: Path of the IDX file of images.
-      labels: Path of the IDX file of labels, or None where they are unknown.
+      images: Path of the IDX file with the images.
+      labels: Path of the IDX file with the labels, or None where they are unknown.
     """
 
     images: str
@@ -92,12 +89,17 @@ def is_compressed(path: str, opener: Opener = open_local) -> bool:
         return f.read(2) == b"\x1f\x8b"
 
 
-def _read_exactly(f: BinaryIO, size: int, path: str) -> bytes:
-    """Reads ``size`` bytes, or says what is wrong with the file."""
+def _read(f: BinaryIO, size: int, path: str) -> bytes:
+    """Reads up to ``size`` bytes, or says what is wrong with the compressed file."""
     try:
-        data = f.read(size)
+        return f.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise DataError(f"{path}: broken or truncated gzip file ({e}); fetch it again") from None
+
+
+def _read_exactly(f: BinaryIO, size: int, path: str) -> bytes:
+    """Reads ``size`` bytes, or says what is wrong with the file."""
+    data = _read(f, size, path)
     if len(data) != size:
         raise DataError(f"{path}: truncated, {size - len(data):,} bytes short; fetch it again")
     return data
@@ -199,11 +201,7 @@ def _check_end(f: BinaryIO, path: str) -> None:
 
     For a compressed file this also reads, and so checks, the closing checksum.
     """
-    try:
-        rest = f.read(1)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise DataError(f"{path}: broken or truncated gzip file ({e}); fetch it again") from None
-    if rest:
+    if _read(f, 1, path):
         raise DataError(f"{path}: longer than its header says; fetch it again")
 
 
@@ -212,7 +210,7 @@ def _skip(f: BinaryIO, size: int, path: str) -> None:
         f.seek(size, os.SEEK_CUR)
         return
     while size:
-        step = min(size, 1 << 20)
+        step = min(size, _BLOCK_BYTES)
         _read_exactly(f, step, path)
         size -= step
 
@@ -263,6 +261,19 @@ def check_split(
         digest=digest.hexdigest(),
         label_counts=tuple(int(c) for c in counts) if files.labels is not None else (),
     )
+
+
+def file_digest(path: str, opener: Opener = open_local) -> str:
+    """SHA-256 of a file's bytes, decompressed.
+
+    Raises:
+      DataError: A damaged gzip file.
+    """
+    digest = hashlib.sha256()
+    with _open(path, opener) as f:
+        while block := _read(f, _BLOCK_BYTES, path):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def combine_digests(splits: dict[str, SplitInfo]) -> str:

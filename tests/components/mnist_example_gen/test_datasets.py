@@ -2,10 +2,13 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
+from tfx.utils import io_utils
 
 from components.mnist_example_gen import datasets, idx
 
@@ -123,3 +126,70 @@ def test_the_full_mnist_is_recognised(full_mnist):
         60_000,
         10_000,
     )
+
+
+def other_digits(folder, digits):
+    """A set of 28x28 images that is whole, and not MNIST."""
+    folder.mkdir(parents=True)
+    for split, prefix in idx.SPLIT_PREFIXES.items():
+        for kind, values in zip((idx.IMAGES, idx.LABELS), digits[split]):
+            idx.write_idx(str(folder / f"{prefix}-{kind}"), values[:20])
+    return folder
+
+
+def test_mnist_is_told_by_its_digits_not_by_its_folder(digits, tmp_path):
+    folder = other_digits(tmp_path / "mnist", digits)
+    with pytest.raises(idx.DataError, match="not the canonical MNIST"):
+        datasets.find(datasets.MNIST, str(folder))
+    assert datasets.find(datasets.AUTO, str(folder)).name == "custom"
+
+
+def test_a_cache_that_is_not_mnist_is_refused(digits, empty_cache, no_network):
+    other_digits(empty_cache / "mnist", digits)
+    with pytest.raises(idx.DataError, match="cache.*mnist is not the canonical MNIST") as error:
+        datasets.find(datasets.MNIST)
+    assert "\n" not in str(error.value)
+    assert datasets.find().name == "mnist-5k"
+
+
+@pytest.mark.parametrize("damage", ["another set", "a file cut short", "a file gone"])
+def test_a_cache_that_is_not_mnist_is_downloaded_anew(digits, empty_cache, mirror, damage):
+    if damage == "another set":
+        other_digits(empty_cache / "mnist", digits)
+    else:
+        datasets.find(datasets.MNIST)
+        path = empty_cache / "mnist" / f"train-{idx.LABELS}"
+        data = path.read_bytes()
+        path.unlink()
+        if damage == "a file cut short":
+            path.write_bytes(data[:-1])
+    found = datasets.find(datasets.MNIST)
+    assert found.splits["train"].count == 40
+    assert found.origin == "download" and "downloaded anew" in found.notice
+    assert os.listdir(empty_cache) == ["mnist"]
+    assert datasets.find(datasets.MNIST).notice == ""
+
+
+def test_the_cache_may_hold_compressed_files(empty_cache, mirror, monkeypatch):
+    folder = empty_cache / "mnist"
+    folder.mkdir(parents=True)
+    for name in datasets.FILE_DIGESTS:
+        (folder / f"{name}.gz").write_bytes((mirror / f"{name}.gz").read_bytes())
+    monkeypatch.setattr(datasets, "MIRRORS", ())
+    assert datasets.find(datasets.MNIST).splits["train"].count == 40
+
+
+def test_staged_files_look_the_same_to_tfx_wherever_and_whenever_they_are_written(
+    tmp_path, monkeypatch, mirror
+):
+    # A container stages them anew; TFX's cache key holds sizes and time stamps.
+    seen = {datasets.MNIST: set(), datasets.MNIST_5K: set()}
+    for home in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+        for name, fingerprints in seen.items():
+            folder = datasets.find(name).folder
+            fingerprints.add(io_utils.generate_fingerprint("all", f"{folder}/*"))
+        time.sleep(1.1)  # TFX counts whole seconds
+    assert all(len(fingerprints) == 1 for fingerprints in seen.values()), seen
+    stamps = [path.stat().st_mtime for path in (tmp_path / "one").rglob("*-ubyte")]
+    assert len(stamps) == 8 and max(stamps) < time.time() - 86_400
