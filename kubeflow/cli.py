@@ -318,18 +318,16 @@ def _start(
     config, package = _compiled(args, source)
     del values
     experiment_id = client.experiment(args.experiment)
-    pipeline_id, version_id = client.upload(config.name, submit.new_name("v"), package)
-    arguments: dict[str, Any] = {
-        "pipeline_id": pipeline_id,
-        "version_id": version_id,
-        "experiment_id": experiment_id,
-        "parameters": run_parameters,
-        "service_account": args.service_account,
-    }
-    name = args.name or submit.new_name(config.name)
-    if trigger is None:
-        return client.run(name, **arguments)
-    return client.schedule(name, **arguments, **trigger)
+    # Again under the same name, a schedule takes the place of the one before.
+    name = args.name or (submit.new_name(config.name) if trigger is None else config.name)
+    submission = submit.Submission(
+        name,
+        *client.upload(config.name, package),
+        experiment_id=experiment_id,
+        parameters=run_parameters,
+        service_account=args.service_account,
+    )
+    return client.run(submission) if trigger is None else client.schedule(submission, **trigger)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -1,40 +1,52 @@
-"""Talks to a Kubeflow Pipelines backend: upload, run, schedule, status, cancel.
+"""A Kubeflow Pipelines backend: upload, run, schedule, status, cancel.
 
-KFP's REST interface ``/apis/v2beta1``, the same in 2.0 to 2.16, by way of
-``requests``. The SDK's own client knows no time-outs, picks up contexts from
-the home folder and takes five seconds to import.
+KFP's REST interface ``/apis/v2beta1`` by way of ``ApiClient``, the core of the
+SDK's generated client. ``kfp.Client`` above it knows no time-outs, waits half a
+minute for a backend that is not there, writes into the home folder and takes
+five seconds to import; the generated services between the two have other names
+in every version.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
 import os
+import re
+import socket
+import ssl
 import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import requests
+import kfp_server_api
+import urllib3
 
 from pipeline.errors import UserError
+from serving.errors import Error
 
+# Backends before 2.5 do not give a task the identifier of its run.
+OLDEST_BACKEND = (2, 5)
+PAUSE_SECONDS = 0.5
 _API = "/apis/v2beta1"
 _TRIES = 4
-_PAUSE_SECONDS = 0.5
 _CONNECT_SECONDS = 10.0
 _PAGE = 100
 _BAD_GATEWAY = (502, 503, 504)
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+_DRIVER = "-driver"
 _INTERVAL_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _CRON_FIELDS = 6
 _CRON_RANGES = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _MAX_CONCURRENCY = 10
 
 
-class KubeflowError(Exception):
-    """The backend did not do it: one line, exit code 3."""
+class KubeflowError(Error):
+    """A backend that did not do it: one line, exit code 3."""
 
     exit_code = 3
 
@@ -55,6 +67,27 @@ class Credentials:
     token_file: str | None = None
     cookie: str | None = dataclasses.field(default=None, repr=False)
     ca_file: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a request.
+
+        Raises:
+          UserError: The token's file cannot be read.
+        """
+        token, headers = self.token, {}
+        if self.token_file:
+            try:
+                with open(self.token_file, encoding="utf-8") as f:
+                    token = f.read().strip()
+            except UnicodeDecodeError:
+                raise UserError(f"{self.token_file}: cannot be read (no text)") from None
+            except OSError as e:
+                raise UserError(f"{self.token_file}: cannot be read ({e.strerror})") from None
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        if self.cookie:
+            headers["Cookie"] = self.cookie
+        return headers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +162,41 @@ def parse_interval(text: str) -> int:
     return seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """What a run and a recurring run have in common.
+
+    Attributes:
+      name: For people.
+      pipeline_id: The pipeline, from :meth:`KubeflowClient.upload`.
+      version_id: Its version, from there, too.
+      experiment_id: Where it is listed.
+      parameters: Run parameters.
+      service_account: Account of the pods; None is the namespace's own.
+    """
+
+    name: str
+    pipeline_id: str
+    version_id: str
+    experiment_id: str
+    parameters: Mapping[str, Any]
+    service_account: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that the backend wants of it."""
+        account = {"service_account": self.service_account} if self.service_account else {}
+        return {
+            "display_name": self.name,
+            "experiment_id": self.experiment_id,
+            "pipeline_version_reference": {
+                "pipeline_id": self.pipeline_id,
+                "pipeline_version_id": self.version_id,
+            },
+            "runtime_config": {"parameters": dict(self.parameters)},
+            **account,
+        }
+
+
 class KubeflowClient:
     """A backend's REST interface.
 
@@ -160,106 +228,112 @@ class KubeflowClient:
         parts = urllib.parse.urlsplit(host)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"--host {host!r}: expected an address such as https://kfp.example.org")
+        if credentials.ca_file and not os.path.isfile(credentials.ca_file):
+            raise UserError(f"--ca-cert {credentials.ca_file}: no such file")
         self._base = host.rstrip("/")
         self._credentials = credentials
-        self._namespace = namespace
+        self._where = {"namespace": namespace} if namespace else {}
         self._timeout = timeout
-        self._session = requests.Session()
-        # What a .netrc says of that host is not meant for this.
-        self._session.trust_env = False
-        if credentials.ca_file:
-            if not os.path.isfile(credentials.ca_file):
-                raise UserError(f"--ca-cert {credentials.ca_file}: no such file")
-            self._session.verify = credentials.ca_file
+        configuration = kfp_server_api.Configuration(host=self._base)
+        configuration.ssl_ca_cert = credentials.ca_file
+        configuration.retries = urllib3.Retry(
+            total=_TRIES - 1,
+            # Neither a certificate nor an address gets better by asking again.
+            other=0,
+            redirect=False,
+            allowed_methods={"GET", "DELETE"},
+            status_forcelist=_BAD_GATEWAY,
+            raise_on_status=False,
+            backoff_factor=PAUSE_SECONDS,
+            respect_retry_after_header=False,
+        )
+        self._api = kfp_server_api.ApiClient(configuration)
+        # It would tell of every retry; what comes of them is one line.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
 
     # Pipelines.
 
-    def upload(self, name: str, version: str, package: str) -> tuple[str, str]:
-        """Uploads a compiled pipeline, new or as a new version.
+    def upload(self, name: str, package: str) -> tuple[str, str]:
+        """Uploads a compiled pipeline where the backend does not have it yet.
+
+        A version is named after its content, so that the same one is there once.
 
         Args:
           name: Of the pipeline.
-          version: Of the version.
           package: The YAML.
 
         Returns:
           Identifiers of the pipeline and of the version.
+
+        Raises:
+          KubeflowError: The backend is too old, or refused.
         """
+        self._check_backend()
         pipeline_id = self.find("pipelines", name, "pipeline_id")
-        file = {"uploadfile": ("pipeline.yaml", package.encode(), "application/yaml")}
         if pipeline_id is None:
-            made = self._post(
-                "/pipelines/upload", params={"name": name, **self._where()}, files=file
-            )
-            pipeline_id = made["pipeline_id"]
-            versions = self._get(
-                f"/pipelines/{pipeline_id}/versions",
-                params={"page_size": 1, "sort_by": "created_at desc"},
-            )
-            newest = (versions.get("pipeline_versions") or [{}])[0]
-            return pipeline_id, newest.get("pipeline_version_id", "")
-        made = self._post(
+            body = {"display_name": name, **self._where}
+            pipeline_id = self._post("/pipelines", body)["pipeline_id"]
+        version = f"v-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
+        listed = f"/pipelines/{pipeline_id}/versions"
+        for known in self._named(listed, "pipeline_versions", version, {}):
+            return pipeline_id, known["pipeline_version_id"]
+        made = self._send(
+            "POST",
             "/pipelines/upload_version",
-            params={"name": version, "pipelineid": pipeline_id},
-            files=file,
+            query={"name": version, "pipelineid": pipeline_id},
+            file=("pipeline.yaml", package.encode(), "application/yaml"),
         )
         return pipeline_id, made["pipeline_version_id"]
+
+    def _check_backend(self) -> None:
+        tag = str(self._send("GET", "/healthz").get("tag_name", ""))
+        version = re.match(r"v?(\d+)\.(\d+)", tag)
+        if version and (int(version[1]), int(version[2])) < OLDEST_BACKEND:
+            raise KubeflowError(
+                f"{self._base}: Kubeflow Pipelines {tag} does not tell a task which run it belongs "
+                f"to; {'.'.join(map(str, OLDEST_BACKEND))} or newer does"
+            )
 
     def experiment(self, name: str) -> str:
         """The identifier of an experiment, which is made where there is none."""
         found = self.find("experiments", name, "experiment_id")
         if found is not None:
             return found
-        body = {"display_name": name, **self._where()}
-        return self._post("/experiments", json=body)["experiment_id"]
+        return self._post("/experiments", {"display_name": name, **self._where})["experiment_id"]
 
     def find(self, kind: str, name: str, key: str) -> str | None:
         """The identifier of what is called ``name``, or None."""
-        predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
-        answer = self._get(
-            f"/{kind}",
-            params={
-                "filter": json.dumps({"predicates": [predicate]}),
-                "page_size": _PAGE,
-                **self._where(),
-            },
-        )
-        for entry in answer.get(kind) or []:
-            if entry.get("display_name", entry.get("name")) == name:
-                return entry[key]
+        for entry in self._named(f"/{kind}", kind, name, self._where):
+            return entry[key]
         return None
+
+    def _named(
+        self, path: str, key: str, name: str, where: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
+        query = {"filter": json.dumps({"predicates": [predicate]}), "page_size": _PAGE, **where}
+        found = self._send("GET", path, query=query).get(key) or []
+        return [entry for entry in found if entry.get("display_name", entry.get("name")) == name]
 
     # Runs.
 
-    def run(
-        self,
-        name: str,
-        *,
-        pipeline_id: str,
-        version_id: str,
-        experiment_id: str,
-        parameters: Mapping[str, Any],
-        service_account: str | None,
-    ) -> str:
+    def run(self, submission: Submission) -> str:
         """Starts a run and returns its identifier."""
-        body = self._job(name, pipeline_id, version_id, experiment_id, parameters, service_account)
-        return self._post("/runs", json=body)["run_id"]
+        return self._post("/runs", submission.body())["run_id"]
 
     def schedule(
         self,
-        name: str,
+        submission: Submission,
         *,
-        pipeline_id: str,
-        version_id: str,
-        experiment_id: str,
-        parameters: Mapping[str, Any],
-        service_account: str | None,
         cron: str | None,
         interval_seconds: int | None,
         max_concurrency: int,
         catch_up: bool,
     ) -> str:
-        """Makes a recurring run and returns its identifier.
+        """Makes a recurring run, which replaces those of the same name.
+
+        Returns:
+          Its identifier.
 
         Raises:
           UserError: ``max_concurrency`` is not 1 to 10.
@@ -272,26 +346,24 @@ class KubeflowClient:
             else {"periodic_schedule": {"interval_second": str(interval_seconds)}}
         )
         body = {
-            **self._job(name, pipeline_id, version_id, experiment_id, parameters, service_account),
+            **submission.body(),
             "trigger": trigger,
             "max_concurrency": str(max_concurrency),
             "no_catchup": not catch_up,
             "mode": "ENABLE",
-            **self._where(),
+            **self._where,
         }
-        return self._post("/recurringruns", json=body)["recurring_run_id"]
+        replaced = self._named("/recurringruns", "recurringRuns", submission.name, self._where)
+        made = self._post("/recurringruns", body)["recurring_run_id"]
+        for old in replaced:
+            self._send("DELETE", f"/recurringruns/{_quoted(old['recurring_run_id'])}")
+        return made
 
     def state(self, run_id: str) -> RunState:
         """How far a run is."""
-        run = self._get(f"/runs/{urllib.parse.quote(run_id, safe='')}")
-        details = (run.get("run_details") or {}).get("task_details") or []
-        tasks = [
-            TaskState(task.get("display_name") or task.get("task_id", "?"), task.get("state", "?"))
-            for task in sorted(details, key=lambda t: t.get("start_time") or "")
-            if task.get("display_name") not in ("root", run.get("display_name"))
-            and not str(task.get("display_name", "")).endswith("-driver")
-        ]
+        run = self._send("GET", f"/runs/{_quoted(run_id)}")
         error = (run.get("error") or {}).get("message", "")
+        tasks = _tasks((run.get("run_details") or {}).get("task_details") or [])
         return RunState(
             run_id, run.get("display_name", ""), run.get("state") or "PENDING", error, tasks
         )
@@ -320,126 +392,136 @@ class KubeflowClient:
 
     def cancel(self, run_id: str) -> None:
         """Ends a run; its nodes mark their executions cancelled."""
-        self._post(f"/runs/{urllib.parse.quote(run_id, safe='')}:terminate", repeatable=True)
+        self._post(f"/runs/{_quoted(run_id)}:terminate", None)
 
     # Requests.
 
-    def _job(
+    def _post(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        return self._send("POST", path, body=body)
+
+    def _send(
         self,
-        name: str,
-        pipeline_id: str,
-        version_id: str,
-        experiment_id: str,
-        parameters: Mapping[str, Any],
-        service_account: str | None,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        file: tuple[str, bytes, str] | None = None,
     ) -> dict[str, Any]:
-        reference = {"pipeline_id": pipeline_id}
-        if version_id:
-            reference["pipeline_version_id"] = version_id
-        body: dict[str, Any] = {
-            "display_name": name,
-            "experiment_id": experiment_id,
-            "pipeline_version_reference": reference,
-            "runtime_config": {"parameters": dict(parameters)},
-        }
-        if service_account:
-            body["service_account"] = service_account
-        return body
-
-    def _where(self) -> dict[str, str]:
-        return {"namespace": self._namespace} if self._namespace else {}
-
-    def _get(self, path: str, **arguments: Any) -> dict[str, Any]:
-        return self._send("GET", path, repeatable=True, **arguments)
-
-    def _post(self, path: str, *, repeatable: bool = False, **arguments: Any) -> dict[str, Any]:
-        return self._send("POST", path, repeatable=repeatable, **arguments)
-
-    def _send(self, method: str, path: str, *, repeatable: bool, **arguments: Any) -> Any:
-        for attempt in range(1, _TRIES + 1):
-            last = attempt == _TRIES
-            try:
-                answer = self._session.request(
-                    method,
-                    self._base + _API + path,
-                    headers=self._headers(),
-                    timeout=(min(_CONNECT_SECONDS, self._timeout), self._timeout),
-                    allow_redirects=False,
-                    **arguments,
-                )
-            except requests.exceptions.SSLError as e:
-                raise KubeflowError(
-                    f"{self._base}: its certificate is not trusted; name its authority with "
-                    f"--ca-cert FILE ({_reason(e)})"
-                ) from None
-            except requests.exceptions.ConnectTimeout:
-                problem = "does not take a connection"
-            except requests.exceptions.ReadTimeout:
-                if not repeatable:
-                    raise KubeflowError(
-                        f"{self._base}: no answer to {method} {path} in {self._timeout:g} s; it "
-                        "may have been done all the same: look with 'mnist-ae kubeflow status' or "
-                        "in the web interface before you try again"
-                    ) from None
-                problem = f"no answer in {self._timeout:g} s"
-            except requests.exceptions.ConnectionError as e:
-                if not repeatable and not _never_arrived(e):
-                    raise KubeflowError(
-                        f"{self._base}: the connection broke in {method} {path}; it may have been "
-                        "done all the same: look before you try again"
-                    ) from None
-                problem = f"cannot be reached ({_reason(e)}); check --host"
-            except requests.exceptions.RequestException as e:
-                raise KubeflowError(f"{self._base}: {_reason(e)}") from None
-            else:
-                if answer.status_code not in _BAD_GATEWAY or not repeatable:
-                    return self._read(method, path, answer)
-                problem = f"answers {answer.status_code} {answer.reason}"
-            if last:
-                raise KubeflowError(f"{self._base}: {problem} (tried {attempt} times)")
-            time.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
-        raise AssertionError("unreachable")
-
-    def _headers(self) -> dict[str, str]:
-        own, headers = self._credentials, {}
-        token = own.token
-        if own.token_file:
-            try:
-                with open(own.token_file, encoding="utf-8") as f:
-                    token = f.read().strip()
-            except (OSError, UnicodeDecodeError) as e:
-                reason = getattr(e, "strerror", None) or "no text"
-                raise UserError(f"{own.token_file}: cannot be read ({reason})") from None
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        if own.cookie:
-            headers["Cookie"] = own.cookie
-        return headers
-
-    def _read(self, method: str, path: str, answer: requests.Response) -> Any:
-        status = answer.status_code
-        where = f"{self._base}{_API}{path}"
-        if status in (401, 403) or 300 <= status < 400:
+        """Sends a request and returns the JSON object that answers it."""
+        kind = "multipart/form-data" if file else "application/json"
+        accepted = {"Accept": "application/json", "Content-Type": kind}
+        try:
+            answer = self._api.call_api(
+                _API + path,
+                method,
+                query_params=list((query or {}).items()),
+                header_params={**accepted, **self._credentials.headers()},
+                body=body,
+                post_params=[("uploadfile", file)] if file else None,
+                response_type="object",
+                _return_http_data_only=True,
+                _request_timeout=(min(_CONNECT_SECONDS, self._timeout), self._timeout),
+            )
+        except kfp_server_api.ApiException as e:
+            raise self._refused(method, path, e) from None
+        except urllib3.exceptions.HTTPError as e:
+            raise self._unanswered(method, path, e) from None
+        if answer == "":
+            return {}
+        if not isinstance(answer, dict):
             raise KubeflowError(
+                f"{self._base}{_API}{path}: the answer is no JSON; is that Kubeflow Pipelines 2?"
+            )
+        return answer
+
+    def _unanswered(
+        self, method: str, path: str, error: urllib3.exceptions.HTTPError
+    ) -> KubeflowError:
+        """The error for a request that got no answer, by what the connection died of."""
+        causes = list(_causes(error))
+
+        def caused_by(*kinds: type[BaseException]) -> bool:
+            return any(isinstance(cause, kinds) for cause in causes)
+
+        tried = f"(tried {_TRIES} times)"
+        if caused_by(urllib3.exceptions.SSLError, ssl.SSLError):
+            advice = (
+                "its certificate is not trusted; name its authority with --ca-cert FILE"
+                if caused_by(ssl.SSLCertVerificationError)
+                else "it speaks no TLS; use http://"
+            )
+            return KubeflowError(f"{self._base}: {advice}")
+        if caused_by(urllib3.exceptions.ConnectTimeoutError):
+            reason = "it does not take a connection"
+            if caused_by(socket.gaierror):
+                reason = "no such host"
+            elif caused_by(ConnectionRefusedError):
+                reason = "connection refused"
+            return KubeflowError(
+                f"{self._base}: cannot be reached ({reason}); check --host {tried}"
+            )
+        problem = "the connection broke"
+        if caused_by(urllib3.exceptions.ReadTimeoutError):
+            problem = f"no answer in {self._timeout:g} s"
+        if method == "POST":
+            return KubeflowError(
+                f"{self._base}: {problem} in POST {path}; it may have been done all the same: look "
+                "with 'mnist-ae kubeflow status' or in the web interface before you try again"
+            )
+        return KubeflowError(f"{self._base}: {problem} {tried}")
+
+    def _refused(self, method: str, path: str, error: kfp_server_api.ApiException) -> KubeflowError:
+        """The error for an answer that is none of the good ones."""
+        where, status = f"{self._base}{_API}{path}", error.status
+        if status in (401, 403) or 300 <= status < 400:
+            return KubeflowError(
                 f"{self._base}: not let in ({status}); the token or cookie is missing, expired or "
                 "may not do this: renew it (--token-file, MNIST_AE_KFP_TOKEN, MNIST_AE_KFP_COOKIE)"
             )
-        if status == 404 and not answer.headers.get("Content-Type", "").startswith(
-            "application/json"
-        ):
-            raise KubeflowError(f"{where}: 404; is that a Kubeflow Pipelines 2 backend?")
         try:
-            content = answer.json() if answer.content else {}
+            said = json.loads(error.body or "")
         except ValueError:
-            content = None
-        if status >= 400:
-            said = content if isinstance(content, dict) else {}
-            message = said.get("error_message") or said.get("message") or said.get("error")
-            text = " ".join(str(message or answer.reason or "no reason given").split())[:300]
-            raise KubeflowError(f"{method} {where}: {status}: {text}")
-        if not isinstance(content, dict):
-            raise KubeflowError(f"{where}: the answer is no JSON; is that Kubeflow Pipelines 2?")
-        return content
+            said = None
+        if status == 404 and not isinstance(said, dict):
+            return KubeflowError(f"{where}: 404; is that a Kubeflow Pipelines 2 backend?")
+        said = said if isinstance(said, dict) else {}
+        message = said.get("error_message") or said.get("message") or said.get("error")
+        text = " ".join(str(message or error.reason or "no reason given").split())[:300]
+        tried = f" (tried {_TRIES} times)" if status in _BAD_GATEWAY and method != "POST" else ""
+        return KubeflowError(f"{method} {where}: {status}: {text}{tried}")
+
+
+def _tasks(details: list[dict[str, Any]]) -> list[TaskState]:
+    """The pipeline's tasks among the nodes of the Argo workflow that runs it.
+
+    KFP gives each task two nodes, ``NAME-driver`` and ``NAME``
+    (argocompiler/dag.go); below the latter every container is alike called
+    ``executor`` (argocompiler/container.go).
+    """
+    details = sorted(details, key=lambda detail: detail.get("start_time") or "")
+    nodes = {detail.get("display_name", ""): detail for detail in details}
+    tasks = []
+    for name, driver in nodes.items():
+        task = name.removesuffix(_DRIVER)
+        if task in (name, "root"):
+            continue
+        failed = driver.get("state") == "FAILED"
+        state = (driver if failed else nodes.get(task, {})).get("state")
+        tasks.append(TaskState(task, state or "PENDING"))
+    return tasks
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it came from."""
+    if error is not None:
+        yield error
+        yield from _causes(error.__cause__)
+        yield from _causes(error.__context__)
+
+
+def _quoted(identifier: str) -> str:
+    return urllib.parse.quote(identifier, safe="")
 
 
 def new_name(base: str) -> str:
@@ -450,25 +532,3 @@ def new_name(base: str) -> str:
 def _is_local(host: str) -> bool:
     name = host.partition("/")[0].rpartition(":")[0] or host
     return name in ("localhost", "127.0.0.1", "[::1]")
-
-
-def _never_arrived(error: requests.exceptions.ConnectionError) -> bool:
-    """Whether no connection was made, so that nothing can have happened."""
-    text = repr(error)
-    return "NewConnectionError" in text or "NameResolutionError" in text
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    for mark, reason in (
-        ("Name or service not known", "no such host"),
-        ("nodename nor servname", "no such host"),
-        ("Temporary failure in name resolution", "no such host"),
-        ("Failed to resolve", "no such host"),
-        ("Connection refused", "connection refused"),
-        ("certificate verify failed", "certificate verify failed"),
-        ("WRONG_VERSION_NUMBER", "it speaks no TLS; use http://"),
-    ):
-        if mark in text:
-            return reason
-    return text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -30,10 +31,13 @@ class Backend:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.pipelines: dict[str, str] = {}
-        self.versions: list[str] = []
+        self.versions: dict[str, str] = {}
         self.experiments: dict[str, str] = {}
+        # Identifier to name: unlike the others, these may share one.
+        self.recurring: dict[str, str] = {}
+        self.tag = "2.5.0"
         self.run_states: list[dict[str, Any]] = []
-        # Status code, or seconds to keep silent, by request; None answers.
+        # Status code, seconds to keep silent, or "hang up", by request; None answers.
         self.faults: list[Any] = []
         outer = self
 
@@ -50,6 +54,9 @@ class Backend:
                 )
                 outer.requests.append(request)
                 fault = outer.faults.pop(0) if outer.faults else None
+                if fault == "hang up":
+                    self.close_connection = True
+                    return
                 if isinstance(fault, float):
                     time.sleep(fault)
                 status, answer = (
@@ -64,7 +71,7 @@ class Backend:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = _handle  # noqa: N815
+            do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
             def log_message(self, *args):
                 pass
@@ -79,29 +86,40 @@ class Backend:
 
     def answer(self, request: Request) -> tuple[int, Any]:
         path = request.path.removeprefix("/apis/v2beta1")
-        if request.method == "GET" and path in ("/pipelines", "/experiments"):
-            kind = path[1:]
-            wanted = json.loads(request.query["filter"])["predicates"][0]["string_value"]
-            known = self.pipelines if kind == "pipelines" else self.experiments
-            key = kind[:-1] + "_id"
-            hits = [{"display_name": n, key: i} for n, i in known.items() if n == wanted]
-            return 200, {kind: hits} if hits else {}
-        if path.startswith("/pipelines/") and path.endswith("/versions"):
-            return 200, {"pipeline_versions": [{"pipeline_version_id": self.versions[-1]}]}
-        if path == "/pipelines/upload":
-            self.pipelines[request.query["name"]] = "p-1"
-            self.versions.append("v-1")
+        reading = request.method == "GET"
+        if path == "/healthz":
+            # apiserver/main.go: what the image was built as.
+            return 200, {"commit_sha": "unknown", "tag_name": self.tag, "multi_user": False}
+        if path == "/pipelines":
+            if reading:
+                return self._named(request, "pipelines", self.pipelines.items())
+            self.pipelines[request.json["display_name"]] = "p-1"
             return 200, {"pipeline_id": "p-1"}
+        if path == "/pipelines/p-1/versions":
+            return self._named(request, "pipeline_versions", self.versions.items())
         if path == "/pipelines/upload_version":
-            self.versions.append(f"v-{len(self.versions) + 1}")
-            return 200, {"pipeline_version_id": self.versions[-1]}
+            if request.query["name"] in self.versions:
+                # storage/pipeline_store.go: a name is there once in a pipeline.
+                return 409, {"error_message": "Failed to create a pipeline version"}
+            self.versions[request.query["name"]] = version = f"v-{len(self.versions) + 1}"
+            return 200, {"pipeline_version_id": version}
         if path == "/experiments":
+            if reading:
+                return self._named(request, "experiments", self.experiments.items())
             self.experiments[request.json["display_name"]] = "e-1"
             return 200, {"experiment_id": "e-1"}
         if path == "/runs":
             return 200, {"run_id": "r-1"}
         if path == "/recurringruns":
-            return 200, {"recurring_run_id": "rr-1"}
+            if reading:
+                names = [(name, made) for made, name in self.recurring.items()]
+                return self._named(request, "recurringRuns", names)
+            made = f"rr-{len(self.posts('/recurringruns'))}"
+            self.recurring[made] = request.json["display_name"]
+            return 200, {"recurring_run_id": made}
+        if path.startswith("/recurringruns/") and request.method == "DELETE":
+            del self.recurring[path.rpartition("/")[2]]
+            return 200, {}
         if path.endswith(":terminate"):
             return 200, {}
         if path.startswith("/runs/"):
@@ -110,6 +128,14 @@ class Backend:
             state = self.run_states.pop(0) if len(self.run_states) > 1 else self.run_states[0]
             return 200, state
         return 404, {"message": "no such method"}
+
+    @staticmethod
+    def _named(request: Request, kind: str, known: Iterable[tuple[str, str]]) -> tuple[int, Any]:
+        """What is called as the request's filter says, and its identifier."""
+        wanted = json.loads(request.query["filter"])["predicates"][0]["string_value"]
+        key = "recurring_run_id" if kind == "recurringRuns" else f"{kind[:-1]}_id"
+        hits = [{"display_name": name, key: i} for name, i in known if name == wanted]
+        return 200, {kind: hits} if hits else {}
 
     def posts(self, end: str) -> list[Request]:
         return [r for r in self.requests if r.method == "POST" and r.path.endswith(end)]

@@ -1,30 +1,28 @@
-"""The test driver, and a pipeline compiled for it."""
+"""A backend to submit to; the test driver, and a pipeline compiled for it."""
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
-import sys
 
 import pytest
 
 from kubeflow import compiler
 from pipeline import config
+from tests.kubeflow.backend import Backend
+from tests.kubeflow.driver import Driver
 
 
-def _driver():
-    path = pathlib.Path(__file__).with_name("driver.py")
-    spec = importlib.util.spec_from_file_location("kfp_driver", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kfp_driver"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def backend():
+    """A loopback Kubeflow Pipelines backend that records what it is asked."""
+    server = Backend()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
 def driver_of():
     """Compiles a configuration to a file and gives the Driver of that file."""
-    module = _driver()
 
     def make(folder: pathlib.Path, *assignments: str):
         values = config.read(
@@ -43,6 +41,6 @@ def driver_of():
         text = compiler.compile_pipeline(config.parse(values), values)
         path = folder / "pipeline.yaml"
         path.write_text(text)
-        return module.Driver(path)
+        return Driver(path)
 
     return make

@@ -1,21 +1,11 @@
 """A span appears, a run is submitted; and the continuous graph runs node by node."""
 
-import importlib.util
 import json
-import pathlib
-import sys
 
 import pytest
 
 from pipeline import cli, history
 from pipeline.continuous import spans, state
-
-_spec = importlib.util.spec_from_file_location(
-    "kfp_sensor_backend", pathlib.Path(__file__).with_name("backend.py")
-)
-backend_module = importlib.util.module_from_spec(_spec)
-sys.modules["kfp_sensor_backend"] = backend_module
-_spec.loader.exec_module(backend_module)
 
 SOURCE = {"kind": "numpy", "images": "-"}
 
@@ -24,24 +14,21 @@ SOURCE = {"kind": "numpy", "images": "-"}
 @pytest.mark.parametrize(
     "ending, status, count", [("SUCCEEDED", "submitted", 1), ("FAILED", "retry", 2)]
 )
-def test_a_span_that_appears_becomes_a_run(digits, tmp_path, ending, status, count):
-    backend = backend_module.Backend()
+def test_a_span_that_appears_becomes_a_run(backend, digits, tmp_path, ending, status, count):
     backend.run_states = [{"run_id": "r-1", "state": ending}]
     images = digits["train"][0]
     for number in range(count):
         spans.publish(tmp_path, images[number * 20 : number * 20 + 20], None, source=SOURCE)
-    words = ["watch", "--once", "--root", str(tmp_path), "--model", "simple",
-             "--set", "continuous.golden=/data/spans/golden/version-1",
-             "--submit", f"--host {backend.host}"]  # fmt: skip
-    try:
-        assert cli.main(words) == 0
-        assert cli.main(words) == 0
-    finally:
-        backend.close()
+    words = ["watch", "--once", "--root", str(tmp_path), "--model", "simple"]
+    words += ["--set", "continuous.golden=/data/spans/golden/version-1"]
+    words += ["--submit", f"--host {backend.host}"]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 0
     assert {r["status"] for r in state.read(tmp_path).spans.values()} == {status}
     posted = [r.json["runtime_config"]["parameters"]["span"] for r in backend.posts("/runs")]
     assert posted == ["1", "2"][:count]
-    upload = backend.posts("/pipelines/upload")[0].body.decode()
+    (upload,) = backend.posts("/pipelines/upload_version")
+    upload = upload.body.decode()
     assert "GoldenExampleGen" in upload and "DriftMonitor" in upload
 
 
@@ -51,9 +38,13 @@ def test_spans_run_node_by_node(digits, tmp_path, driver_of):
     images, labels = digits["train"]
     golden = spans.publish_golden(tmp_path / "data", *digits["eval"], source=SOURCE)
     driver = driver_of(
-        tmp_path, "trainer.epochs=12", "trainer.batch_size=64", "evaluator.max_mse=0.2",
-        f"continuous.golden={golden.folder}", f"kubeflow.data_dir={tmp_path}/data/spans",
-    )  # fmt: skip
+        tmp_path,
+        "trainer.epochs=12",
+        "trainer.batch_size=64",
+        "evaluator.max_mse=0.2",
+        f"continuous.golden={golden.folder}",
+        f"kubeflow.data_dir={tmp_path}/data/spans",
+    )
     windows = []
     for number in range(2):
         rows = slice(number * 1_500, number * 1_500 + 1_500)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
 import socket
-import ssl
-import sys
 
 import pytest
 import yaml
@@ -15,28 +11,15 @@ from kubeflow import submit
 from pipeline import cli
 from pipeline.errors import UserError
 
-_spec = importlib.util.spec_from_file_location(
-    "kfp_backend", pathlib.Path(__file__).with_name("backend.py")
-)
-backend_module = importlib.util.module_from_spec(_spec)
-sys.modules["kfp_backend"] = backend_module
-_spec.loader.exec_module(backend_module)
-
 TOKEN = "very-secret-token"
-
-
-@pytest.fixture
-def backend():
-    server = backend_module.Backend()
-    yield server
-    server.close()
+SUBMISSION = submit.Submission("name", "p", "v", "e", {})
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     for name in ("HOST", "TOKEN", "COOKIE"):
         monkeypatch.delenv(f"MNIST_AE_KFP_{name}", raising=False)
-    monkeypatch.setattr(submit, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.01)
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
@@ -49,8 +32,9 @@ def test_submitting_uploads_the_pipeline_and_runs_that_version(backend, capsys):
     words = ["submit", "--host", backend.host, "--model", "simple", "--param", "epochs=7"]
     code, out, _ = run(capsys, *words, "--service-account", "runner", "--name", "tonight")
     assert (code, out) == (0, "run r-1\n")
-    upload = backend.posts("/pipelines/upload")[0]
-    assert upload.query["name"] == "mnist-autoencoder"
+    assert backend.posts("/pipelines")[0].json["display_name"] == "mnist-autoencoder"
+    (upload,) = backend.posts("/pipelines/upload_version")
+    assert upload.query["pipelineid"] == "p-1"
     package = upload.body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
     assert next(iter(yaml.safe_load_all(package)))["pipelineInfo"]["name"] == "mnist-autoencoder"
     body = backend.posts("/runs")[0].json
@@ -63,13 +47,30 @@ def test_submitting_uploads_the_pipeline_and_runs_that_version(backend, capsys):
     }
     assert body["runtime_config"]["parameters"]["epochs"] == 7
     assert body["runtime_config"]["parameters"]["model"] == "simple"
-    # Again: a new version of the same pipeline, in the same experiment.
-    assert run(capsys, *words)[0] == 0
-    assert backend.posts("/pipelines/upload_version")[0].query["pipelineid"] == "p-1"
-    assert (
-        backend.posts("/runs")[1].json["pipeline_version_reference"]["pipeline_version_id"] == "v-2"
-    )
-    assert len(backend.posts("/experiments")) == 1
+    # Another one: a new version of the same pipeline, in the same experiment.
+    assert run(capsys, *words, "--set", "evaluator.max_mse=0.5")[0] == 0
+    assert backend.posts("/pipelines/upload_version")[1].query["pipelineid"] == "p-1"
+    reference = backend.posts("/runs")[1].json["pipeline_version_reference"]
+    assert reference["pipeline_version_id"] == "v-2"
+    assert len(backend.posts("/experiments")) == len(backend.posts("/pipelines")) == 1
+
+
+def test_the_same_pipeline_is_uploaded_once(backend, capsys):
+    words = ["submit", "--host", backend.host, "--model", "simple"]
+    for _ in range(2):
+        assert run(capsys, *words)[0] == 0
+    assert len(backend.posts("/pipelines/upload_version")) == 1
+    references = [r.json["pipeline_version_reference"] for r in backend.posts("/runs")]
+    assert references == [{"pipeline_id": "p-1", "pipeline_version_id": "v-1"}] * 2
+
+
+def test_a_backend_that_gives_tasks_no_run_id_is_refused(backend, capsys):
+    # backend/src/v2/driver resolves {{$.pipeline_job_uuid}} from 2.5.0 on, no earlier tag.
+    backend.tag = "2.4.1"
+    code, out, err = run(capsys, "submit", "--host", backend.host, "--model", "simple")
+    assert (code, out) == (3, "")
+    assert "2.4.1" in err and "2.5 or newer" in err and err.count("\n") == 1
+    assert not [r for r in backend.requests if r.path.endswith("/runs")]
 
 
 def test_a_schedule_says_when_and_how_many(backend, capsys):
@@ -83,6 +84,18 @@ def test_a_schedule_says_when_and_how_many(backend, capsys):
     body = backend.posts("/recurringruns")[1].json
     assert body["trigger"] == {"periodic_schedule": {"interval_second": "21600"}}
     assert body["no_catchup"] is False
+
+
+def test_a_schedule_made_again_takes_the_place_of_the_first(backend, capsys):
+    words = ["schedule", "--host", backend.host, "--model", "simple", "--every", "6h"]
+    assert run(capsys, *words, "--name", "nightly")[0] == 0
+    assert run(capsys, *words, "--name", "other")[0] == 0
+    assert run(capsys, *words, "--name", "nightly", "--param", "epochs=3")[0] == 0
+    assert backend.recurring == {"rr-2": "other", "rr-3": "nightly"}
+    # Without a name it is the pipeline's.
+    for _ in range(2):
+        assert run(capsys, *words)[0] == 0
+    assert sorted(backend.recurring.values()) == ["mnist-autoencoder", "nightly", "other"]
 
 
 @pytest.mark.parametrize(
@@ -108,10 +121,23 @@ def test_a_bad_schedule_is_refused_before_anything_is_sent(backend, capsys, word
 
 
 def _run_state(state, **tasks):
-    details = [
-        {"display_name": name, "state": value, "start_time": f"2026-01-01T00:00:{i:02d}Z"}
-        for i, (name, value) in enumerate(tasks.items())
-    ]
+    """A run as the API server answers: a detail for each node of the Argo workflow.
+
+    apiserver/server/api_converter.go, toModelTask: the name is Argo's display
+    name; identifiers of a node are not given out.
+    v2/compiler/argocompiler/dag.go and container.go: names of the nodes.
+    """
+    names = {"mnist-autoencoder-x7k2p": state, "root-driver": "SUCCEEDED", "root": state}
+    details = [{"display_name": name, "state": value} for name, value in names.items()]
+    for name, value in tasks.items():
+        details += [
+            {"display_name": f"{name}-driver", "state": "SUCCEEDED"},
+            {"display_name": name, "state": value},
+            {"display_name": "executor", "state": value},
+            {"display_name": "executor(0)", "state": value},
+        ]
+    for second, detail in enumerate(details):
+        detail["start_time"] = f"2026-01-01T00:00:{second:02d}Z"
     return {"display_name": "tonight", "state": state, "run_details": {"task_details": details}}
 
 
@@ -123,8 +149,11 @@ def test_status_and_wait_show_the_nodes(backend, capsys):
     ]
     code, out, _ = run(capsys, "status", "r-1", "--host", backend.host)
     assert code == 0
-    assert out.splitlines()[0] == "running  tonight"
-    assert "running    trainer" in out
+    assert out.splitlines() == [
+        "running  tonight",
+        "  succeeded  transform",
+        "  running    trainer",
+    ]
     code, out, err = run(capsys, "wait", "r-1", "--host", backend.host, "--interval", "0.01")
     assert (code, out) == (0, "succeeded  r-1\n")
     assert err.splitlines() == [
@@ -136,6 +165,16 @@ def test_status_and_wait_show_the_nodes(backend, capsys):
 
 def test_a_failed_run_is_said_to_be_one(backend, capsys):
     backend.run_states = [_run_state("FAILED", transform="SUCCEEDED", trainer="FAILED")]
+    code, _, err = run(capsys, "wait", "r-1", "--host", backend.host)
+    assert code == 1
+    assert err.splitlines()[-1] == "mnist-ae: error: run r-1 failed: failed at trainer"
+
+
+def test_a_task_whose_driver_failed_is_named(backend, capsys):
+    state = _run_state("FAILED", transform="SUCCEEDED")
+    driver = {"display_name": "trainer-driver", "state": "FAILED", "start_time": "2026-01-02"}
+    state["run_details"]["task_details"].append(driver)
+    backend.run_states = [state]
     code, _, err = run(capsys, "wait", "r-1", "--host", backend.host)
     assert code == 1
     assert err.splitlines()[-1] == "mnist-ae: error: run r-1 failed: failed at trainer"
@@ -204,21 +243,24 @@ def test_reading_is_tried_again_after_a_bad_gateway(backend, capsys):
 
 def test_what_creates_something_is_not_sent_twice(backend):
     client = submit.KubeflowClient(backend.host, submit.Credentials(), timeout=0.3)
-    arguments = {
-        "pipeline_id": "p",
-        "version_id": "v",
-        "experiment_id": "e",
-        "parameters": {},
-        "service_account": None,
-    }
     backend.faults = [503]
     with pytest.raises(submit.KubeflowError, match="503"):
-        client.run("name", **arguments)
+        client.run(SUBMISSION)
     assert len(backend.posts("/runs")) == 1
     backend.faults = [1.0]
     with pytest.raises(submit.KubeflowError, match="may have been done"):
-        client.run("name", **arguments)
+        client.run(SUBMISSION)
     assert len(backend.posts("/runs")) == 2
+
+
+def test_a_lost_answer_is_told_by_what_broke_and_not_by_what_it_says(backend):
+    """An address may well contain the name of an exception."""
+    address = f"{backend.host}/NewConnectionError"
+    client = submit.KubeflowClient(address, submit.Credentials(), timeout=5)
+    backend.faults = ["hang up"] * 9
+    with pytest.raises(submit.KubeflowError, match="may have been done"):
+        client.run(SUBMISSION)
+    assert len(backend.requests) == 1
 
 
 def test_a_slow_answer_to_a_question_is_waited_for_anew(backend, capsys):
@@ -264,7 +306,6 @@ def test_plain_http_where_tls_is_meant_is_told(backend, capsys):
     code, _, err = run(capsys, "status", "r-1", "--host", host)
     assert code == 3 and err.count("\n") == 1
     assert "TLS" in err or "certificate" in err
-    assert ssl.OPENSSL_VERSION
 
 
 def test_no_credential_is_shown_by_the_object_that_holds_it():
