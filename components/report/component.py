@@ -30,7 +30,7 @@ from components.image_index.component import (
 from components.mnist_example_gen import executor as example_gen
 from components.pca_reference import PCA_FILE, PcaReferenceArtifact
 from components.report import page, sections
-from components.serving_validator import executor as serving_validator
+from components.serving_validator import component as serving_validator
 from serving import contract
 
 SUMMARY_FILE = "summary.json"

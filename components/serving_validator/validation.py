@@ -3,13 +3,15 @@
 The candidate is served by a process of its own, called over gRPC with real
 images, and run beside that in a v1 Session and as Python loads it. All three
 must agree; answers must have their shapes and be finite; and one image must be
-answered within the latency budget.
+answered within the latency budget. That is measured again before a model is
+refused for it: a busy machine is no fault of the model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -18,13 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from serving import contract, launcher, protos, wire
 from serving.errors import ServerStartError, ServingError
+from serving.server.servable import Servable
 from serving.transport import Address, GrpcTransport
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -37,6 +41,10 @@ _RTOL, _ATOL = 1e-4, 1e-5
 # Thresholded outputs may flip where a float sits on the edge.
 _FLIPS = 0.02
 _LATENCY_CALLS = 50
+_LATENCY_ROUNDS = 3
+_LATENCY_PAUSE_SECONDS = 2.0
+# What a candidate can be refused for although nothing is wrong with its answers.
+LATENCY = "latency"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +96,15 @@ class Report:
       problems: Why the candidate is not to be pushed; empty when it is.
       signatures: The signatures called.
       latency_ms: 95th percentile of one image over gRPC; None if not measured.
+      refused_for: :data:`LATENCY` where that is the only problem, else "".
       backend: Who served.
-      seconds: The whole validation.
+      seconds: Duration of the whole validation.
     """
 
     problems: list[str] = dataclasses.field(default_factory=list)
     signatures: list[str] = dataclasses.field(default_factory=list)
     latency_ms: float | None = None
+    refused_for: str = ""
     backend: str = ""
     seconds: float = 0.0
 
@@ -118,7 +128,7 @@ def validate(
       version_path: ``<anything>/<model name>/<version number>``; with its
         warm-up requests, so that they are tried too.
       samples: What to call it with.
-      latency_budget_ms: For one image over gRPC, 95th percentile.
+      latency_budget_ms: Milliseconds for one image over gRPC, 95th percentile.
       timeout: Seconds for the server to come up.
       required: Signatures that must be there.
 
@@ -163,15 +173,23 @@ class _Candidate:
         self._log = tempfile.TemporaryFile()
         home = str(pathlib.Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        command = [
-            sys.executable, "-m", "serving", "serve", str(self._folder),
-            "--backend", self._backend, "--port", str(self._ports[0]),
-            "--rest-port", str(self._ports[1]), "--drain-seconds", "1", "--load-retries", "0",
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "serving", "serve", str(self._folder)]
+        options = {
+            "--backend": self._backend,
+            "--port": self._ports[0],
+            "--rest-port": self._ports[1],
+            "--drain-seconds": 1,
+            "--load-retries": 0,
+        }
+        for name, value in options.items():
+            command += [name, str(value)]
         self._process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+        )
         return self
 
     def wait(self) -> str:
@@ -222,10 +240,6 @@ class _References:
     """The candidate in a v1 Session, and as ``tf.saved_model.load`` has it."""
 
     def __init__(self, path: str, name: str, version: int) -> None:
-        import tensorflow as tf
-
-        from serving.server.servable import Servable
-
         self._servable = Servable(name, version, path)
         self._loaded = tf.saved_model.load(path)
         self.signatures = {
@@ -242,8 +256,6 @@ class _References:
 
     def python(self, key: str, inputs: Arrays) -> Arrays:
         """A signature's answer from the model as Python loads it."""
-        import tensorflow as tf
-
         tensors = {alias: tf.constant(array) for alias, array in inputs.items()}
         outputs = self._loaded.signatures[key](**tensors)
         return {alias: np.asarray(value.numpy()) for alias, value in outputs.items()}
@@ -354,17 +366,44 @@ def _compare(key: str, whose: str, answers: Arrays, expected: Arrays) -> list[st
 def _measure(transport: GrpcTransport, samples: Samples, budget_ms: float, report: Report) -> None:
     inputs = {contract.IMAGES: samples.images[:1]}
     request = transport.request(contract.RECONSTRUCT, inputs, ())
-    seconds = []
-    for _ in range(_LATENCY_CALLS):
-        started = time.perf_counter()
-        transport.predict_serialised(request)
-        seconds.append(time.perf_counter() - started)
-    report.latency_ms = float(np.percentile(seconds, 95)) * 1e3
+    report.latency_ms = measure_latency(lambda: transport.predict_serialised(request), budget_ms)
     if report.latency_ms > budget_ms:
+        report.refused_for = LATENCY
         report.problems.append(
-            f"one image takes {report.latency_ms:.1f} ms (95th percentile of {_LATENCY_CALLS}), "
-            f"over the budget of {budget_ms:g} ms"
+            f"one image takes {report.latency_ms:.1f} ms (95th percentile of {_LATENCY_CALLS}, "
+            f"best of {_LATENCY_ROUNDS} rounds), over the budget of {budget_ms:g} ms"
         )
+
+
+def measure_latency(
+    ask: Callable[[], Any], budget_ms: float, *, pause: float = _LATENCY_PAUSE_SECONDS
+) -> float:
+    """How long an answer takes: the 95th percentile in milliseconds.
+
+    Over the budget it is measured again, a few times: the noise of a machine
+    passes, the slowness of a model does not.
+
+    Args:
+      ask: Waits for one answer.
+      budget_ms: Milliseconds that are quick enough to measure no further.
+      pause: Seconds between two rounds.
+
+    Returns:
+      The best round's.
+    """
+    best = math.inf
+    for round_ in range(_LATENCY_ROUNDS):
+        if round_:
+            time.sleep(pause)
+        seconds = []
+        for _ in range(_LATENCY_CALLS):
+            started = time.perf_counter()
+            ask()
+            seconds.append(time.perf_counter() - started)
+        best = min(best, float(np.percentile(seconds, 95)) * 1e3)
+        if best <= budget_ms:
+            break
+    return best
 
 
 def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequence[int]) -> int:
@@ -373,7 +412,7 @@ def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequ
     Args:
       version_path: The version's folder.
       samples: What to ask.
-      batch_sizes: Images a request; those beyond the samples are left out.
+      batch_sizes: Images a request; no more than there are samples.
 
     Returns:
       How many requests were written.
@@ -381,8 +420,6 @@ def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequ
     Raises:
       ServingError: The model cannot be loaded or does not encode.
     """
-    from serving.server.servable import Servable
-
     path = pathlib.Path(version_path)
     servable = None
     try:
@@ -415,9 +452,7 @@ def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequ
 
 
 def _write_records(path: str, records: Sequence[bytes]) -> None:
-    from tensorflow.python.lib.io import tf_record
-
-    with tf_record.TFRecordWriter(path) as writer:
+    with tf.io.TFRecordWriter(path) as writer:
         for record in records:
             writer.write(record)
 

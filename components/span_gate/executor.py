@@ -16,7 +16,7 @@ from tfx.utils import io_utils
 from components import evaluation
 from components.mnist_example_gen import executor as example_gen
 from components.report.component import TRAINING_FILE, load_metrics, refusals
-from components.serving_validator import executor as serving_validator
+from components.serving_validator import component as serving_validator
 from serving import contract
 
 MODEL_KEY = "model"

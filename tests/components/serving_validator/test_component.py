@@ -12,11 +12,10 @@ import pytest
 import tensorflow as tf
 from tfx.components.pusher import executor as pusher_executor
 from tfx.proto import pusher_pb2
-from tfx.types import standard_artifacts
+from tfx.types import channel_utils, standard_artifacts
 from tfx.utils import io_utils, proto_utils
 
-from components.serving_validator import executor
-from components.serving_validator.component import ServingValidator
+from components.serving_validator import component
 from serving import protos
 from serving.server.servable import Servable, read_warmup_requests
 from tests.serving import models
@@ -54,7 +53,7 @@ def validate(tmp_path: pathlib.Path, examples: Any) -> Validate:
         model.uri = str(model_folder)
         blessing = standard_artifacts.InfraBlessing()
         blessing.uri = str(tmp_path / "blessing")
-        executor.Executor().Do(
+        component.ServingValidatorExecutor().Do(
             {"model": [model], "examples": [examples]},
             {"blessing": [blessing]},
             {
@@ -77,7 +76,7 @@ def write(folder: pathlib.Path, **options: Any) -> pathlib.Path:
 
 
 def report(blessing: Any) -> dict[str, Any]:
-    return json.loads((pathlib.Path(blessing.uri) / executor.REPORT_FILE).read_text())
+    return json.loads((pathlib.Path(blessing.uri) / component.REPORT_FILE).read_text())
 
 
 def test_a_good_model_is_blessed_and_pushed_with_warm_up_requests(
@@ -135,6 +134,7 @@ def test_a_model_with_bad_answers_is_not_blessed(
     assert (pathlib.Path(blessing.uri) / "INFRA_NOT_BLESSED").exists()
     assert any(text.startswith(problem) for text in report(blessing)["problems"])
     assert not blessing.get_int_custom_property("has_model")
+    assert not blessing.has_custom_property("refused_for")
 
 
 def test_a_model_without_variables_is_not_blessed(
@@ -152,6 +152,13 @@ def test_a_slow_model_is_not_blessed(tmp_path: pathlib.Path, validate: Validate)
     blessing = validate(write(tmp_path), latency_budget_ms=0.001)
     assert blessing.get_int_custom_property("blessed") == 0
     assert "over the budget of 0.001 ms" in report(blessing)["problems"][0]
+
+
+def test_a_refusal_for_latency_alone_is_marked(tmp_path: pathlib.Path, validate: Validate) -> None:
+    # Another time it may pass: what caches verdicts has to know.
+    blessing = validate(write(tmp_path), latency_budget_ms=0.001)
+    assert blessing.get_string_custom_property("refused_for") == "latency"
+    assert report(blessing)["refused_for"] == "latency"
 
 
 def test_a_model_that_only_python_loads_is_not_blessed(
@@ -186,11 +193,9 @@ def test_a_model_that_only_python_loads_is_not_blessed(
 
 
 def test_the_component_has_the_standard_channels() -> None:
-    from tfx.types import channel_utils
-
-    component = ServingValidator(
+    node = component.ServingValidator(
         model=channel_utils.as_channel([standard_artifacts.Model()]),
         examples=channel_utils.as_channel([standard_artifacts.Examples()]),
     )
-    assert component.outputs["blessing"].type is standard_artifacts.InfraBlessing
-    assert component.spec.exec_properties["num_examples"] == 32
+    assert node.outputs["blessing"].type is standard_artifacts.InfraBlessing
+    assert node.spec.exec_properties["num_examples"] == 32
