@@ -66,23 +66,64 @@ def task_name(node_id: str) -> str:
     return _CAMEL.sub("-", node_id).replace("_", "-").lower()
 
 
-def graph(config: PipelineConfig) -> list[Node]:
-    """The nodes of ``create_pipeline(config)`` in topological order."""
+def make_ir(
+    config: PipelineConfig,
+    *,
+    pipeline_root: str,
+    data_folder: str,
+    data_pattern: str = "",
+    data_span: int | None = None,
+    labelled: bool = True,
+) -> Any:
+    """TFX's intermediate representation of the graph: of a continuous run with a golden set.
+
+    Args:
+      config: What to run.
+      pipeline_root: Where artifacts go.
+      data_folder: Folder with the IDX files, or with folders of spans.
+      data_pattern: Folder of a span below that; "" for none, or not known.
+      data_span: Which span; the latest when None.
+      labelled: Whether the images have labels.
+    """
     from ml_metadata.proto import metadata_store_pb2
     from tfx.dsl.compiler import compiler
 
+    from kubeflow import workers
+    from pipeline.continuous import spans
+    from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
     from pipeline.pipeline import create_pipeline
 
     nowhere = metadata_store_pb2.ConnectionConfig()
     nowhere.fake_database.SetInParent()
-    ir = compiler.Compiler().compile(
-        create_pipeline(
+    common: dict[str, Any] = {
+        "labelled": labelled,
+        "workers": workers.options(config.kubeflow),
+        "metadata_connection": nowhere,
+        "pipeline_root": pipeline_root,
+    }
+    if config.continuous.golden is None:
+        pipeline = create_pipeline(
             config,
-            data_folder=config.kubeflow.data_dir,
-            metadata_connection=nowhere,
-            pipeline_root=config.kubeflow.pipeline_root,
+            data_folder=data_folder,
+            data_pattern=data_pattern,
+            data_span=data_span,
+            **common,
         )
-    )
+    else:
+        pipeline = create_continuous_pipeline(
+            config,
+            SpanRun(data_span, 0, config.continuous.golden),
+            spans_folder=data_folder,
+            pattern=data_pattern or spans.PATTERN,
+            **common,
+        )
+    return compiler.Compiler().compile(pipeline)
+
+
+def graph(config: PipelineConfig) -> list[Node]:
+    """The nodes of the pipeline in topological order."""
+    cluster = config.kubeflow
+    ir = make_ir(config, pipeline_root=cluster.pipeline_root, data_folder=cluster.data_dir)
     nodes = [node.pipeline_node for node in ir.nodes]
     return [
         Node(n.node_info.id, task_name(n.node_info.id), tuple(sorted(n.upstream_nodes)))

@@ -210,30 +210,17 @@ def compile_graph(config: Any, args: argparse.Namespace, *, labelled: bool) -> A
     Raises:
       UserError: It has no such node.
     """
-    from ml_metadata.proto import metadata_store_pb2
-    from tfx.dsl.compiler import compiler, constants
+    from tfx.dsl.compiler import constants
     from tfx.orchestration.portable import runtime_parameter_utils
 
-    from kubeflow import workers
+    from kubeflow import compiler
     from pipeline.errors import UserError
-    from pipeline.pipeline import create_pipeline
 
     # Only one node reads the images; the others need not find them again.
     source: dict[str, Any] = {"data_folder": args.data_dir or "/nowhere"}
     if args.node == _EXAMPLE_GEN:
         source = data_source(args, config.data.dataset)
-    nowhere = metadata_store_pb2.ConnectionConfig()
-    nowhere.fake_database.SetInParent()
-    ir = compiler.Compiler().compile(
-        create_pipeline(
-            config,
-            labelled=labelled,
-            metadata_connection=nowhere,
-            pipeline_root=args.pipeline_root,
-            workers=workers.options(config.kubeflow),
-            **source,
-        )
-    )
+    ir = compiler.make_ir(config, pipeline_root=args.pipeline_root, labelled=labelled, **source)
     runtime_parameter_utils.substitute_runtime_parameter(
         ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: args.run_id}
     )

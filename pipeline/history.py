@@ -61,6 +61,16 @@ class RunRecord:
     pushed_path: str | None
 
 
+def metadata_path(root: str) -> str:
+    """The SQLite file of ML Metadata in a root."""
+    return os.path.join(os.path.abspath(root), "metadata.sqlite")
+
+
+def artifacts_folder(root: str) -> str:
+    """The folder of the artifacts in a root."""
+    return os.path.join(os.path.abspath(root), "pipeline")
+
+
 def open_store(path: str) -> metadata_store.MetadataStore:
     """Opens the SQLite store at ``path``."""
     config = metadata_store_pb2.ConnectionConfig()

@@ -28,7 +28,7 @@ from pipeline import history
 from pipeline.config import PipelineConfig
 from pipeline.errors import RunError, UserError
 from pipeline.locking import new_run_id
-from pipeline.pipeline import create_pipeline, metadata_path
+from pipeline.pipeline import create_pipeline
 
 _logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def launch_node(
 
 def result(config: PipelineConfig, run_id: str, timings: list[NodeTiming]) -> dict[str, Any]:
     """What a finished run found, read back from ML Metadata."""
-    store = history.open_store(metadata_path(config))
+    store = history.open_store(history.metadata_path(config.root))
     record = history.run(store, run_id)
     if record.report_uri is None:
         raise RunError(f"run {run_id} has no report: a component was skipped; see the log")
@@ -209,11 +209,11 @@ def _finished_from_cache(
 
 def recover(config: PipelineConfig) -> None:
     """Puts right what a killed run left behind."""
-    path = metadata_path(config)
+    path = history.metadata_path(config.root)
     if not os.path.exists(path):
         return
     store = history.open_store(path)
-    root = os.path.join(os.path.abspath(config.root), "pipeline")
+    root = history.artifacts_folder(config.root)
     for execution_id in history.mark_interrupted(store):
         for folder in glob.glob(os.path.join(glob.escape(root), "*", "*", str(execution_id))):
             _logger.info("removing %s, left by a killed run", folder)

@@ -20,8 +20,7 @@ from ml_metadata.proto import metadata_store_pb2
 
 from pipeline import history
 from pipeline.config import PipelineConfig
-from pipeline.continuous.graph import GOLDEN_GEN
-from pipeline.pipeline import metadata_path, serving_dir
+from pipeline.nodes import GOLDEN_GEN, serving_dir
 
 _LOGS = 100
 # Verdicts, which windows are made of, and what histories show; they are small.
@@ -31,14 +30,14 @@ _logger = logging.getLogger(__name__)
 
 def clean(config: PipelineConfig) -> None:
     """Removes what the rules let go; call it under the lock of the root."""
-    if config.continuous.keep_runs and os.path.exists(metadata_path(config)):
+    if config.continuous.keep_runs and os.path.exists(history.metadata_path(config.root)):
         _clean_artifacts(config)
     _clean_versions(config)
     _clean_logs(config)
 
 
 def _clean_artifacts(config: PipelineConfig) -> None:
-    store = history.open_store(metadata_path(config))
+    store = history.open_store(history.metadata_path(config.root))
     runs = [
         executions
         for context in sorted(store.get_contexts_by_type("pipeline_run"), key=lambda c: c.id)
@@ -52,7 +51,7 @@ def _clean_artifacts(config: PipelineConfig) -> None:
     artifacts = [a for a in store.get_artifacts_by_id(sorted(made)) if a.state == live]
     kept |= _spans_to_keep(artifacts, 2 * config.continuous.window)
     kept |= _models_to_keep(artifacts)
-    root = os.path.join(os.path.abspath(config.root), "pipeline") + os.sep
+    root = history.artifacts_folder(config.root) + os.sep
     gone = [
         a
         for a in artifacts

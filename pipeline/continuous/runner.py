@@ -213,12 +213,11 @@ def _run_span(
     from tfx.dsl.compiler import compiler
 
     from pipeline import history, local_runner
-    from pipeline.continuous import graph
+    from pipeline.continuous.pipeline import DRIFT, SpanRun, create_continuous_pipeline
     from pipeline.locking import new_run_id
-    from pipeline.pipeline import create_pipeline, metadata_path
 
     golden_manifest, golden_folder = golden
-    run = graph.SpanRun(
+    run = SpanRun(
         span=manifest.span,
         version=manifest.version,
         golden_folder=str(golden_folder),
@@ -227,25 +226,25 @@ def _run_span(
         cold=job.cold,
     )
     run_id = new_run_id()
-    pipeline = create_pipeline(
+    pipeline = create_continuous_pipeline(
         config,
-        data_folder=str(spans.folder_of(config.root)),
+        run,
+        spans_folder=str(spans.folder_of(config.root)),
         labelled=manifest.labelled,
-        span=run,
     )
     ir = compiler.Compiler().compile(pipeline)
     drift: dict[str, Any] = {}
 
     def judged(node_id: str) -> bool:
-        if node_id != graph.DRIFT:
+        if node_id != DRIFT:
             return False
-        drift.update(_drift_of(history.open_store(metadata_path(config)), run_id))
+        drift.update(_drift_of(history.open_store(history.metadata_path(config.root)), run_id))
         if drift["version"] != manifest.version:
             raise UserError(f"span {manifest.span} got a new version meanwhile")
         return drift["verdict"] != "train" or not train
 
     timings = local_runner.launch(ir, run_id, local_runner.Silence(), judged)
-    store = history.open_store(metadata_path(config))
+    store = history.open_store(history.metadata_path(config.root))
     outcome = {
         "verdict": drift["verdict"],
         "run_id": run_id,

@@ -6,7 +6,6 @@ so that the watcher stays small.
 
 from __future__ import annotations
 
-import os
 import sys
 
 
@@ -18,7 +17,7 @@ def withdraw(root: str, version: str) -> int:
     """
     from pipeline import history
 
-    store = history.open_store(os.path.join(os.path.abspath(root), "metadata.sqlite"))
+    store = history.open_store(history.metadata_path(root))
     marked = 0
     for record in history.runs(store):
         if record.pushed_version != version:

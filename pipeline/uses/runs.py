@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 
+from pipeline import history
 from pipeline.errors import UserError
 from pipeline.history import RunRecord
 
@@ -15,11 +16,9 @@ _SERVING_FOLDER = "Format-Serving"
 
 def complete_runs(root: str) -> list[RunRecord]:
     """Complete runs in a root, oldest first."""
-    path = os.path.join(os.path.abspath(root), "metadata.sqlite")
+    path = history.metadata_path(root)
     if not os.path.exists(path):
         return []
-    from pipeline import history
-
     return [r for r in history.runs(history.open_store(path)) if r.state == "complete"]
 
 
@@ -90,9 +89,7 @@ def outputs(root: str, record: RunRecord) -> Outputs:
     Raises:
       UserError: The run is older than the index, or its files are gone.
     """
-    from pipeline import history
-
-    store = history.open_store(os.path.join(os.path.abspath(root), "metadata.sqlite"))
+    store = history.open_store(history.metadata_path(root))
     folders = {}
     for name in ("Model", "ImageIndex"):
         artifacts = history.run_outputs(store, record.run_id, name)
