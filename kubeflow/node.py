@@ -167,6 +167,7 @@ def run_node(args: argparse.Namespace) -> None:
     connection = stores.connection(args.metadata_url, password)
     store = stores.open_store(connection, args.metadata_url, args.metadata_patience)
     if stores.is_finished(store, args.run_id, args.node):
+        _noted()
         _logger.info("%s is done already, by an earlier attempt", args.node)
         return
     if stores.close_attempts(store, args.run_id, args.node, args.pipeline_root):
@@ -188,8 +189,13 @@ def run_node(args: argparse.Namespace) -> None:
             from pipeline.errors import RunError
 
             raise RunError(f"{args.node} did not run: an input is missing")
+        _noted()
     except Interrupted as e:
         _noted()
+        if stores.is_finished(store, args.run_id, args.node):
+            # The store says done, and so does this attempt.
+            _logger.info("%s: %s, too late", args.node, e)
+            return
         from ml_metadata.proto import metadata_store_pb2
 
         cancelled = e.exit_code == EXIT_CANCELLED
@@ -261,8 +267,11 @@ def _interruptible(timeout: int) -> Iterator[None]:
     """
     late = Interrupted(f"gave up after its {timeout} s (timeout_seconds)", EXIT_TIMEOUT)
     reason = late
+    interrupted = False
 
     def again(signum: int, frame: Any) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         raise reason
 
@@ -277,13 +286,23 @@ def _interruptible(timeout: int) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, timeout)
     try:
         yield
+    except Exception as e:
+        if not interrupted:
+            raise
+        # A library on the way, half imported say, made an error of its own of it.
+        raise reason from e
     finally:
         _noted()
 
 
 def _noted() -> None:
-    """Lets what follows an interruption run undisturbed."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    """Lets what follows run undisturbed: what is decided stays decided, to the end."""
+    while True:
+        # Either call may still run the handler of a signal that came before it.
+        with contextlib.suppress(Interrupted):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            return
 
 
 def main(argv: Sequence[str] | None = None) -> int:
