@@ -100,7 +100,7 @@ def embedded(folder: str, batching: bool) -> Iterator[str]:
     """The embedded server as a process of its own; yields ``host:port``."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [
-            sys.executable, "-m", "serving", "serve", folder, "--backend", "embedded",
+            sys.executable, "-m", "serving", folder, "--backend", "embedded",
             "--port", "0", "--rest-port", "0",
         ]  # fmt: skip
         if batching:

@@ -24,6 +24,7 @@ from typing import Any
 from pipeline.cluster import KubeflowConfig, NodeConfig
 from pipeline.config import PipelineConfig
 from pipeline.errors import UserError
+from trainer.models.catalogue import UnknownModelError, get_model_spec
 
 TRAINING_NODES = ("Trainer", "Tuner")
 # Node arguments that are run parameters, and what they are for people.
@@ -59,6 +60,52 @@ class Node:
     id: str
     task: str
     upstream: tuple[str, ...]
+
+
+def run_parameters(config: PipelineConfig, assignments: Sequence[str]) -> dict[str, Any]:
+    """The run parameters of a submission, all of them.
+
+    Args:
+      config: With the defaults.
+      assignments: ``key=value`` over them.
+
+    Raises:
+      UserError: Unknown parameter or bad value.
+    """
+    values: dict[str, Any] = {
+        "model": config.model.name,
+        "epochs": config.trainer.epochs or 0,
+        "data_dir": config.kubeflow.data_dir,
+        "span": str(config.kubeflow.span),
+        "pipeline_root": config.kubeflow.pipeline_root,
+        "push_dir": config.kubeflow.push_dir,
+    }
+    for assignment in assignments:
+        key, sign, text = assignment.partition("=")
+        if not sign:
+            raise UserError(f"--param {assignment}: expected KEY=VALUE, such as epochs=20")
+        if key not in PARAMETERS:
+            near = difflib.get_close_matches(key, PARAMETERS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PARAMETERS)}"
+            raise UserError(f"--param: no run parameter {key!r}; {hint}")
+        values[key] = _checked(key, text)
+    return values
+
+
+def _checked(key: str, text: str) -> int | str:
+    """The value of a run parameter."""
+    if key == "epochs":
+        if not text.isdigit():
+            raise UserError(f"--param epochs={text}: expected a whole number, 0 or more")
+        return int(text)
+    if key == "model":
+        try:
+            return get_model_spec(text).name
+        except UnknownModelError as e:
+            raise UserError(f"--param model: {e}") from None
+    if key == "span" and text != "latest" and not text.isdigit():
+        raise UserError(f"--param span={text}: expected 'latest' or a number")
+    return text
 
 
 def task_name(node_id: str) -> str:

@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from typing import IO, Any
 
 from rich.console import Console
@@ -81,6 +82,28 @@ def make_console(stream: IO[str]) -> Console:
     """A console that neither cuts nor folds what goes to a file or pipe."""
     console = Console(file=stream, highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(file=stream, highlight=False, width=500)
+
+
+def table(*headings: str, right: Collection[str] = (), gap: int = 2) -> Table:
+    """A table without rules.
+
+    Args:
+      headings: One a column.
+      right: Those whose columns are flush right.
+      gap: Spaces between columns.
+    """
+    made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left")
+    return made
+
+
+def quieten() -> None:
+    """Keeps the chatter of libraries away from what people read."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.simplefilter("ignore", FutureWarning)
+    for noisy in ("tensorflow", "absl", "apache_beam"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 class RunDisplay(logging.Handler):
@@ -182,18 +205,15 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
     console = make_console(stream)
     metrics = result["metrics"]
     overall = metrics["overall"]
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("")
-    table.add_column("MSE", justify="right")
-    table.add_column("BCE", justify="right")
-    table.add_row(result["model"], f"{overall['mse']:.5f}", f"{overall['bce']:.4f}")
+    losses = table("", "MSE", "BCE", right=("MSE", "BCE"), gap=3)
+    losses.add_row(result["model"], f"{overall['mse']:.5f}", f"{overall['bce']:.4f}")
     if metrics["baseline"]:
         baseline = metrics["baseline"]
-        table.add_row("baseline", f"{baseline['mse']:.5f}", f"{baseline['bce']:.4f}")
-    table.add_row(f"PCA, {result['code_size']} components", f"{metrics['pca_mse']:.5f}", "")
+        losses.add_row("baseline", f"{baseline['mse']:.5f}", f"{baseline['bce']:.4f}")
+    losses.add_row(f"PCA, {result['code_size']} components", f"{metrics['pca_mse']:.5f}", "")
     if metrics["by_label"]:
         digit, worst = max(metrics["by_label"].items(), key=lambda item: item[1]["mse"])
-        table.add_row(f"worst digit: {digit}", f"{worst['mse']:.5f}", f"{worst['bce']:.4f}")
+        losses.add_row(f"worst digit: {digit}", f"{worst['mse']:.5f}", f"{worst['bce']:.4f}")
     dataset = result["dataset"]
     console.print()
     console.print(
@@ -201,12 +221,9 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
         f"{dataset['eval']:,} eval images; losses on the eval split",
         markup=False,
     )
-    console.print(table)
+    console.print(losses)
     console.print()
-    times = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    times.add_column("component")
-    times.add_column("seconds", justify="right")
-    times.add_column("")
+    times = table("component", "seconds", "", right=("seconds",), gap=3)
     for part in result["components"]:
         times.add_row(part["id"], f"{part['seconds']:.1f}", "cached" if part["cached"] else "")
     times.add_row("together", f"{sum(part['seconds'] for part in result['components']):.1f}", "")
@@ -227,12 +244,11 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
 def show_runs(stream: IO[str], records: list[Any]) -> None:
     """Prints the history of runs, newest last."""
     console = make_console(stream)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("run", "when", "model", "data", "MSE", "PCA", "blessed", "version", "time"):
-        table.add_column(heading, justify="right" if heading in ("MSE", "PCA", "time") else "left")
+    headings = ("run", "when", "model", "data", "MSE", "PCA", "blessed", "version", "time")
+    shown = table(*headings, right=("MSE", "PCA", "time"))
     for record in records:
         properties = record.properties
-        table.add_row(
+        shown.add_row(
             record.run_id,
             f"{record.started:%Y-%m-%d %H:%M}",
             properties.get("model", "-"),
@@ -243,4 +259,4 @@ def show_runs(stream: IO[str], records: list[Any]) -> None:
             record.pushed_version or "-",
             f"{sum(c.seconds for c in record.components):.0f} s",
         )
-    console.print(table)
+    console.print(shown)

@@ -1,36 +1,52 @@
-"""The serving commands alone: ``python -m serving serve``, ``... predict``, and so on."""
+"""``python -m serving FOLDER``: serves a model where only this package is needed.
+
+The check before the push starts it in a process of its own; people use
+``mnist-ae serve``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import pathlib
 import sys
-from collections.abc import Sequence
 
-from serving import cli
+from serving import launcher, locate
+from serving.errors import Error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; see :mod:`serving.cli`.
-
-    Args:
-      arguments: The command line; that of the process by default.
+def main() -> int:
+    """Serves until SIGTERM or Ctrl-C.
 
     Returns:
-      The exit code: 0, or 2 for unusable input, or 3 for a server's failure.
+      0, or the ``exit_code`` of the error that was shown.
     """
-    parser = argparse.ArgumentParser(prog="mnist-ae")
-    cli.register(parser.add_subparsers(required=True, metavar="COMMAND"))
-    args = parser.parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
+    parser.add_argument("folder", help="a folder with numbered SavedModel versions")
+    parser.add_argument("--backend", choices=launcher.BACKENDS, default="embedded")
+    parser.add_argument("--port", type=int, default=0, help="gRPC port; 0 is any free one")
+    parser.add_argument("--rest-port", type=int, default=0, help="REST port; 0 is any free one")
+    parser.add_argument("--batching", type=pathlib.Path, help="batching parameters file")
+    parser.add_argument("--drain-seconds", type=float, default=30.0)
+    parser.add_argument("--load-retries", type=int, default=2)
+    args = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
-        return args.run(args) or 0
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        print(f"mnist-ae: error: {error}", file=sys.stderr)
-        return int(code)
+        plan = launcher.Plan(
+            locate.find(args.folder, pathlib.Path(locate.DEFAULT_ROOT)),
+            None,
+            "127.0.0.1",
+            args.port,
+            args.rest_port,
+            args.batching,
+            {"drain_timeout": args.drain_seconds, "max_load_retries": args.load_retries},
+        )
+        return launcher.serve(plan, args.backend, lambda text: print(text, flush=True))
+    except Error as e:
+        print(f"mnist-ae: error: {e}", file=sys.stderr)
+        return e.exit_code
 
 
 if __name__ == "__main__":

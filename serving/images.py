@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import math
 import pathlib
 import struct
 import zlib
@@ -45,6 +46,14 @@ class Loaded:
     path: pathlib.Path
     images: Array
     inverted: bool
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each image: the file's, numbered if it holds several."""
+        count = len(self.images)
+        if count == 1:
+            return [str(self.path)]
+        return [f"{self.path}[{index}]" for index in range(count)]
 
 
 def load(path: str | pathlib.Path, invert: Invert = "auto") -> Loaded:
@@ -185,3 +194,9 @@ def write_sheet(path: pathlib.Path, rows: list[list[Array]]) -> None:
         Image.fromarray(np.kron(sheet, np.ones((_SCALE, _SCALE), np.uint8))).save(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def write_grid(path: pathlib.Path, images: Array) -> None:
+    """Writes images uint8 [n, 28, 28] as a grid about as wide as it is high, as PNG."""
+    columns = max(1, math.ceil(math.sqrt(len(images))))
+    write_sheet(path, [list(images[i : i + columns]) for i in range(0, len(images), columns)])

@@ -173,7 +173,7 @@ class _Candidate:
         self._log = tempfile.TemporaryFile()
         home = str(pathlib.Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "serving", "serve", str(self._folder)]
+        command = [sys.executable, "-m", "serving", str(self._folder)]
         options = {
             "--backend": self._backend,
             "--port": self._ports[0],

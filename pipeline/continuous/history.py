@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.continuous import spans
@@ -53,6 +55,23 @@ def tell(root: str, model: str | None = None) -> dict[str, Any]:
         "serving": serving_version(root, known, model),
         "spans": rows,
     }
+
+
+def span_rows(manifests: Sequence[spans.Manifest], known: State) -> list[dict[str, Any]]:
+    """The spans as plain data: what their manifests say, and what was decided on them."""
+    rows = []
+    for manifest in manifests:
+        record = known.spans.get(manifest.key, {})
+        rows.append(
+            {
+                **dataclasses.asdict(manifest),
+                "status": known.status(manifest.key),
+                "drift": (record.get("drift") or {}).get("distance"),
+                "reason": record.get("reason", ""),
+                "in_window": manifest.key in known.window,
+            }
+        )
+    return rows
 
 
 def serving_version(root: str, known: State, model: str | None) -> int | None:

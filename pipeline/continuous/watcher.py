@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.continuous import metrics, samples, spans
+from pipeline.continuous import history, metrics, samples, spans
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.events import Events
 from pipeline.continuous.promotion import Promotion
@@ -114,6 +114,36 @@ def owner(root: str) -> int | None:
     except OSError:
         pass
     return None
+
+
+def status(root: str) -> dict[str, Any]:
+    """What the watcher of a root is doing, as plain data.
+
+    Returns:
+      ``root``, ``process`` (or None), ``run_under_way``, ``waiting`` (spans),
+      ``set_aside`` (span to reason), ``window``, ``rollout``, ``serving``
+      (version), ``paused_until`` (Unix time, or None), ``last`` (decision).
+    """
+    known = state_lib.read(root)
+    process = owner(root)
+    statuses = {m.key: known.status(m.key) for m in spans.newest_versions(spans.scan(root))}
+    aside = (state_lib.QUARANTINED, state_lib.FAILED)
+    return {
+        "root": root,
+        "process": process,
+        "run_under_way": bool(process and known.gauges.get("run_under_way")),
+        "waiting": [key for key, status in statuses.items() if status in state_lib.OPEN],
+        "set_aside": {
+            key: known.spans[key].get("reason", "")
+            for key, status in statuses.items()
+            if status in aside
+        },
+        "window": known.window,
+        "rollout": known.rollout,
+        "serving": known.serving,
+        "paused_until": known.paused_until or None,
+        "last": history.last(known),
+    }
 
 
 class Watcher:

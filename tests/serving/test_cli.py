@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import __main__ as entry
+from pipeline import cli
 from serving import launcher, locate
 from serving.server import EmbeddedServer, ModelSettings, ServerOptions
 from serving.transport import Address, GrpcTransport
@@ -54,10 +54,7 @@ def run(
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        try:
-            code = entry.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
+        code = cli.main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return code, out, err
 
@@ -121,8 +118,8 @@ def test_serve_then_predict_in_processes(
         assert "serving autoencoder, version 1700000009" in serve.lines
         assert any(line.startswith("try: mnist-ae predict") for line in serve.lines)
         done = subprocess.run(
-            [sys.executable, "-m", "serving", "predict", str(picture), "--target", serve.target,
-             "--model", "autoencoder", "--out", str(tmp_path / "out")],
+            [sys.executable, "-m", "pipeline.cli", "predict", str(picture), "--target",
+             serve.target, "--model", "autoencoder", "--out", str(tmp_path / "out")],
             cwd=REPOSITORY, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
@@ -138,8 +135,8 @@ class Serve:
 
     def __init__(self, root: pathlib.Path, *arguments: str, port: int = 0) -> None:
         self._command = [
-            sys.executable, "-m", "serving", "serve", "--root", str(root), "--backend", "embedded",
-            "--port", str(port), "--rest-port", "0", *arguments,
+            sys.executable, "-m", "pipeline.cli", "serve", "--root", str(root), "--backend",
+            "embedded", "--port", str(port), "--rest-port", "0", *arguments,
         ]  # fmt: skip
         self.lines: list[str] = []
         self.target = ""
@@ -315,9 +312,8 @@ def test_serve_says_when_a_port_is_taken(run: Run) -> None:
 
 def test_help_answers_without_heavy_imports() -> None:
     program = (
-        "import sys; from serving import __main__ as m\n"
-        "try: m.main(['serve', '--help'])\n"
-        "except SystemExit: pass\n"
+        "import sys; from pipeline import cli\n"
+        "cli.main(['serve', '--help'])\n"
         "bad = {'numpy', 'tensorflow', 'grpc', 'google.protobuf'} & set(sys.modules)\n"
         "sys.exit(f'imported {bad}' if bad else 0)"
     )

@@ -7,7 +7,7 @@ import shlex
 import yaml
 
 import pipeline
-from pipeline import cli
+from pipeline.commands.continuous import watch
 
 DEPLOY = pathlib.Path(pipeline.__file__).parent / "deploy"
 
@@ -18,16 +18,18 @@ def test_the_systemd_unit():
     unit.read(DEPLOY / "mnist-ae-watch.service")
     command = shlex.split(unit["Service"]["ExecStart"].replace("$WATCH_OPTIONS", "--once"))
     assert command[0].endswith("/mnist-ae")
-    args = cli.make_parser().parse_args(command[1:])
-    assert (args.command, args.metrics_port, args.json) == ("watch", 9108, True)
+    assert command[1] == "watch"
+    given = watch.make_context("watch", command[2:]).params
+    assert (given["metrics_port"], given["as_json"]) == (9108, True)
     assert unit["Service"]["Restart"] == "on-failure"
 
 
 def test_the_compose_service():
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["watch"]
     assert service["command"][0] == "mnist-ae"
-    args = cli.make_parser().parse_args(service["command"][1:])
-    assert (args.command, args.root, args.metrics_port) == ("watch", "/runs", 9108)
+    assert service["command"][1] == "watch"
+    given = watch.make_context("watch", service["command"][2:]).params
+    assert (given["root"], given["metrics_port"]) == ("/runs", 9108)
     probe = service["healthcheck"]["test"]
     assert probe[:3] == ["CMD", "python", "-c"]
     compile(probe[3], "healthcheck", "exec")

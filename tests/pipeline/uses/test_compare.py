@@ -55,9 +55,9 @@ def test_a_run_is_found_by_its_name_its_beginning_or_its_model():
 
 
 def test_every_sortable_figure_can_be_named_on_the_command_line():
-    from pipeline.uses import cli as uses_cli
+    from pipeline.commands.runs import SORT_KEYS
 
-    assert set(uses_cli._SORT_KEYS) == set(compare.SORTABLE)
+    assert set(SORT_KEYS) == set(compare.SORTABLE)
 
 
 def test_compare_prints_what_the_run_found(trained_run, cli):

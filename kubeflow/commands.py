@@ -1,0 +1,371 @@
+"""The ``mnist-ae kubeflow`` commands; ``pipeline.cli`` knows them by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import sys
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands import options
+from pipeline.commands.group import Group
+
+if TYPE_CHECKING:
+    from kubeflow.submit import KubeflowClient
+    from pipeline.config import PipelineConfig
+
+_TOKEN = "MNIST_AE_KFP_TOKEN"
+_COOKIE = "MNIST_AE_KFP_COOKIE"
+_HOST = "MNIST_AE_KFP_HOST"
+_EXIT_FAILED = 1
+
+
+@click.group(cls=Group, subcommand_metavar="ACTION")
+def kubeflow() -> None:
+    """The same pipeline on Kubeflow Pipelines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """Where Kubeflow Pipelines is, and who asks.
+
+    Attributes:
+      host: Its URL.
+      namespace: Of a multi-user installation, or None.
+      token_file: File with a bearer token, or None.
+      cookie_file: File with a session cookie, or None.
+      ca_cert: PEM file of the authority of its certificate, or None.
+      timeout: Seconds for an answer.
+    """
+
+    host: str | None
+    namespace: str | None
+    token_file: str | None
+    cookie_file: str | None
+    ca_cert: str | None
+    timeout: float
+
+    def client(self) -> KubeflowClient:
+        """A client of it.
+
+        Raises:
+          UserError: No host was given, or a file cannot be read.
+        """
+        from kubeflow.submit import Credentials, KubeflowClient
+        from pipeline.errors import UserError
+
+        if not self.host:
+            raise UserError(
+                f"which Kubeflow Pipelines? Say --host URL or set {_HOST}; with 'kubectl "
+                "port-forward -n kubeflow svc/ml-pipeline 8888:8888' it is http://localhost:8888"
+            )
+        cookie = os.environ.get(_COOKIE)
+        if self.cookie_file:
+            try:
+                cookie = pathlib.Path(self.cookie_file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                raise UserError(f"--cookie-file {self.cookie_file}: cannot be read") from None
+        if self.token_file and not os.path.isfile(self.token_file):
+            raise UserError(f"--token-file {self.token_file}: no such file")
+        credentials = Credentials(
+            token=None if self.token_file else os.environ.get(_TOKEN),
+            token_file=self.token_file,
+            cookie=cookie,
+            ca_file=self.ca_cert,
+        )
+        return KubeflowClient(
+            self.host, credentials, namespace=self.namespace, timeout=self.timeout
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """What is uploaded and started.
+
+    Attributes:
+      source: The configuration's.
+      experiment: Name of the experiment; it is made where there is none.
+      name: Name of the run; None makes one of the time.
+      param: ``KEY=VALUE`` over the run parameters.
+      service_account: That the pods run as, or None.
+    """
+
+    source: options.ConfigSource
+    experiment: str
+    name: str | None
+    param: tuple[str, ...]
+    service_account: str | None
+
+    def start(self, client: KubeflowClient, trigger: dict[str, Any] | None = None) -> str:
+        """Compiles, uploads and runs, or schedules.
+
+        Args:
+          client: The backend's.
+          trigger: When to run, for ``KubeflowClient.schedule``; None is now, once.
+
+        Returns:
+          The identifier of what was made.
+        """
+        from kubeflow import compiler, submit
+
+        config, values = _load(self.source)
+        parameters = compiler.run_parameters(config, self.param)
+        package = _compile(config, values)
+        experiment_id = client.experiment(self.experiment)
+        # Again under the same name, a schedule takes the place of the one before.
+        name = self.name or (submit.new_name(config.name) if trigger is None else config.name)
+        submission = submit.Submission(
+            name,
+            *client.upload(config.name, package),
+            experiment_id=experiment_id,
+            parameters=parameters,
+            service_account=self.service_account,
+        )
+        return client.run(submission) if trigger is None else client.schedule(submission, **trigger)
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """How a run is waited for.
+
+    Attributes:
+      patience: Seconds at most.
+      interval: Seconds between looks.
+    """
+
+    patience: float
+    interval: float
+
+
+_backend = options.gathered(
+    "backend",
+    Backend,
+    click.option(
+        "--host",
+        metavar="URL",
+        envvar=_HOST,
+        show_envvar=True,
+        help="address of Kubeflow Pipelines",
+    ),
+    click.option("--namespace", metavar="NAME", help="namespace of a multi-user installation"),
+    click.option(
+        "--token-file",
+        metavar="FILE",
+        help=f"bearer token, such as a service account's ({_TOKEN} holds one itself)",
+    ),
+    click.option(
+        "--cookie-file", metavar="FILE", help=f"session cookie NAME=VALUE ({_COOKIE} holds it)"
+    ),
+    click.option("--ca-cert", metavar="FILE", help="authority of its certificate, PEM"),
+    click.option("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer"),
+)
+_upload = options.gathered(
+    "upload",
+    Upload,
+    options.configuration(),
+    click.option("--experiment", default="mnist-autoencoder", metavar="NAME"),
+    click.option("--name", metavar="NAME", show_default="made of the time", help="name of the run"),
+    click.option(
+        "--param",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="a run parameter, such as epochs=20 (repeatable)",
+    ),
+    click.option("--service-account", metavar="NAME", help="that the pods run as"),
+)
+_waiting = options.gathered(
+    "waiting",
+    Waiting,
+    click.option(
+        "--patience", type=float, default=86_400.0, metavar="S", help="seconds to wait at most"
+    ),
+    click.option("--interval", type=float, default=5.0, metavar="S", help="seconds between looks"),
+)
+_run_id = click.argument("run_id", metavar="RUN")
+
+
+@kubeflow.command("compile")
+@options.configuration()
+@click.option("-o", "--output", default="pipeline.yaml", metavar="FILE", help="what is written")
+def compile_(source: options.ConfigSource, output: str) -> None:
+    """Write the pipeline as KFP v2 YAML."""
+    from pipeline.errors import UserError
+
+    path = pathlib.Path(output)
+    if path.suffix != ".yaml":
+        raise UserError(f"{path}: KFP takes files whose name ends in .yaml")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: the folder does not exist; make it first")
+    text = _compile(*_load(source))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
+    print(path)
+
+
+@kubeflow.command()
+@options.configuration()
+@click.option("--gpu", is_flag=True, help="with CUDA")
+def image(source: options.ConfigSource, gpu: bool) -> None:
+    """Print the command that builds the image."""
+    config, _ = _load(source)
+    project = pathlib.Path(__file__).resolve().parent.parent
+    command = ["docker", "build", "--platform=linux/amd64", "--file=kubeflow/Dockerfile"]
+    if gpu:
+        command.append("--build-arg=VARIANT=gpu")
+    command += [f"--tag={config.kubeflow.image}", "."]
+    print(f"cd {shlex.quote(str(project))} && {shlex.join(command)}")
+    print(f"docker push {shlex.quote(config.kubeflow.image)}")
+
+
+@kubeflow.command()
+@_upload
+@_backend
+@options.as_json("a JSON object")
+@click.option("--wait", is_flag=True, help="until the run has ended")
+@_waiting
+def submit(upload: Upload, backend: Backend, as_json: bool, wait: bool, waiting: Waiting) -> int:
+    """Upload the pipeline and run it once."""
+    client = backend.client()
+    run_id = upload.start(client)
+    if wait:
+        return _follow(client, run_id, as_json, waiting)
+    if as_json:
+        print(json.dumps({"run_id": run_id}))
+    else:
+        print(f"run {run_id}")
+        print(f"follow it: mnist-ae kubeflow wait {run_id}", file=sys.stderr)
+    return 0
+
+
+@kubeflow.command()
+@_upload
+@_backend
+@options.as_json("a JSON object")
+@click.option(
+    "--cron", metavar="LINE", help="six fields, seconds first: '0 30 2 * * *' is 02:30 daily"
+)
+@click.option("--every", metavar="TIME", help="such as 15m, 6h or 1d")
+@click.option("--catch-up", is_flag=True, help="run once for each time that was missed")
+@click.option("--max-concurrency", type=int, default=1, metavar="N", help="runs at once, 1 to 10")
+def schedule(
+    upload: Upload,
+    backend: Backend,
+    as_json: bool,
+    cron: str | None,
+    every: str | None,
+    catch_up: bool,
+    max_concurrency: int,
+) -> None:
+    """Upload the pipeline and run it again and again, by --cron or --every."""
+    from kubeflow import submit
+    from pipeline.errors import UserError
+
+    if bool(cron) == bool(every):
+        raise click.UsageError("give one of --cron and --every")
+    trigger: dict[str, Any] = {
+        "cron": submit.check_cron(cron) if cron else None,
+        "interval_seconds": submit.parse_interval(every) if every else None,
+        "max_concurrency": max_concurrency,
+        "catch_up": catch_up,
+    }
+    if not 1 <= max_concurrency <= 10:
+        raise UserError(f"--max-concurrency {max_concurrency}: KFP takes 1 to 10")
+    recurring = upload.start(backend.client(), trigger)
+    print(json.dumps({"recurring_run_id": recurring}) if as_json else f"recurring run {recurring}")
+
+
+@kubeflow.command()
+@_run_id
+@_backend
+@options.as_json("a JSON object")
+def status(run_id: str, backend: Backend, as_json: bool) -> None:
+    """Show how far a run is."""
+    state = backend.client().state(run_id)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(state)))
+        return
+    print(f"{state.state.lower()}  {state.name or state.run_id}")
+    for task in state.tasks:
+        print(f"  {task.state.lower():<10} {task.name}")
+    if state.error:
+        print(f"  {' '.join(state.error.split())}")
+
+
+@kubeflow.command()
+@_run_id
+@_backend
+@_waiting
+@options.as_json("a JSON object")
+def wait(run_id: str, backend: Backend, waiting: Waiting, as_json: bool) -> int:
+    """Wait for a run, node by node."""
+    return _follow(backend.client(), run_id, as_json, waiting)
+
+
+@kubeflow.command()
+@_run_id
+@_backend
+def cancel(run_id: str, backend: Backend) -> None:
+    """End a run."""
+    backend.client().cancel(run_id)
+    print(f"cancelled  {run_id}")
+
+
+def _load(source: options.ConfigSource) -> tuple[PipelineConfig, dict[str, Any]]:
+    """The configuration, and the mapping that it was made of; ``--data-dir`` is the nodes'."""
+    from pipeline import config
+
+    assignments = source.assignments
+    if source.data_dir:
+        assignments.append(f"kubeflow.data_dir={json.dumps(source.data_dir)}")
+    values = config.read(source.path, assignments)
+    return config.parse(values, where=source.path or "command line"), values
+
+
+def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:
+    """The package that KFP takes, as YAML.
+
+    Raises:
+      UserError: The configuration cannot run on Kubeflow.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kubeflow import compiler
+
+    compiler.check(config)
+    from pipeline import console
+
+    # The SDK and TensorFlow have much to say that is of no use here.
+    with console.quiet_streams(os.devnull, verbose=False):
+        return compiler.compile_pipeline(config, values)
+
+
+def _follow(client: KubeflowClient, run_id: str, as_json: bool, waiting: Waiting) -> int:
+    """Shows each node as it ends; 1 where the run did not succeed."""
+    seen: dict[str, str] = {}
+    state = None
+    for state in client.wait(run_id, timeout=waiting.patience, interval=waiting.interval):
+        for task in state.tasks:
+            if seen.get(task.name) != task.state and task.state not in ("PENDING", "?"):
+                seen[task.name] = task.state
+                print(f"{task.state.lower():<10} {task.name}", file=sys.stderr, flush=True)
+    assert state is not None
+    if as_json:
+        print(json.dumps(dataclasses.asdict(state)))
+    else:
+        print(f"{state.state.lower()}  {run_id}")
+    if state.state == "SUCCEEDED":
+        return 0
+    failed = [task.name for task in state.tasks if task.state == "FAILED"]
+    reason = " ".join(state.error.split()) or (f"failed at {', '.join(failed)}" if failed else "")
+    print(f"mnist-ae: error: run {run_id} {state.state.lower()}: {reason}", file=sys.stderr)
+    return _EXIT_FAILED

@@ -1,0 +1,1 @@
+"""The commands, one module a group; ``pipeline.cli`` loads the one that is named."""

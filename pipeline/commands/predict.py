@@ -1,0 +1,203 @@
+"""The commands that put images or codes through a model."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands import options
+from pipeline.commands.connection import Connection, asked
+from pipeline.commands.group import command
+
+if TYPE_CHECKING:
+    from serving.images import Loaded
+
+_SHEET_LIMIT = 64
+
+
+@command()
+@options.images
+@options.invert
+@click.option("--out", metavar="DIR", help="where the PNGs go; none are written without it")
+@asked
+def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Connection) -> None:
+    """Reconstruct images; writes original and reconstruction side by side.
+
+    Errors are the mean of squares over pixels in [0, 1].
+    """
+    from serving import images
+
+    files = _load(paths, invert)
+    client, _ = connection.open()
+    with client:
+        for number, loaded in enumerate(files):
+            answer = client.reconstruct(loaded.images)
+            for name, error, anomaly in zip(loaded.names, answer.error, answer.is_anomaly):
+                print(f"{name}: reconstruction error {error:.6f}{_marks(anomaly, loaded)}")
+            if out:
+                path = pathlib.Path(out) / _output_name(files, number)
+                pairs = zip(loaded.images, images.to_bytes(answer.images))
+                images.write_sheet(path, [[*pair] for pair in pairs][:_SHEET_LIMIT])
+                cut = f" (the first {_SHEET_LIMIT})" if len(loaded.images) > _SHEET_LIMIT else ""
+                print(f"{loaded.path}: wrote {path}{cut}")
+
+
+@command()
+@options.images
+@options.invert
+@click.option("--out", metavar="FILE.npy", help="write here instead of printing")
+@asked
+def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Connection) -> None:
+    """Print or write the codes of images."""
+    import numpy as np
+
+    from serving.errors import InputError
+
+    files = _load(paths, invert)
+    client, _ = connection.open()
+    with client:
+        codes = [client.encode(loaded.images) for loaded in files]
+    if not out:
+        for loaded, rows in zip(files, codes):
+            for name, row in zip(loaded.names, rows):
+                print(json.dumps({"image": name, "code": [round(float(v), 7) for v in row]}))
+        return
+    try:
+        with open(out, "wb") as file:
+            np.save(file, np.concatenate(codes))
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from None
+    print(f"wrote {sum(map(len, codes))} codes to {out}")
+
+
+@command()
+@options.images
+@options.invert
+@asked
+def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
+    """Print the reconstruction error of images and whether they are anomalies.
+
+    Errors are the mean of squares over pixels in [0, 1].
+    """
+    files = _load(paths, invert)
+    client, _ = connection.open()
+    with client:
+        for loaded in files:
+            answer = client.score(loaded.images)
+            for name, error, anomaly in zip(loaded.names, answer.error, answer.is_anomaly):
+                print(f"{name}: {error:.6f}{_marks(anomaly, loaded)}")
+
+
+@command()
+@options.images
+@options.invert
+@asked
+def classify(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
+    """Say which digits images show, for models that can."""
+    files = _load(paths, invert)
+    client, _ = connection.open()
+    with client:
+        for loaded in files:
+            answer = client.classify(loaded.images)
+            for name, label, row in zip(loaded.names, answer.label, answer.probabilities):
+                print(f"{name}: {label} ({row.max():.1%})")
+
+
+@command()
+@click.argument("codes", metavar="CODES")
+@click.option("--digit", type=int, help="the digit, where the decoder needs one")
+@click.option("--out", default="out", metavar="DIR", help="where the PNG goes")
+@asked
+def decode(codes: str, digit: int | None, out: str, connection: Connection) -> None:
+    """Turn codes back into images.
+
+    CODES is a .npy file as `encode --out` writes, or JSON lists.
+    """
+    import numpy as np
+
+    from serving import images
+
+    array = _read_codes(pathlib.Path(codes))
+    client, _ = connection.open()
+    with client:
+        label = None if digit is None else np.full(len(array), digit)
+        drawn = images.to_bytes(client.decode(array, label))
+    _write(pathlib.Path(out) / "decoded.png", drawn)
+
+
+@command()
+@click.option("--n", type=options.COUNT, default=16, help="images to draw")
+@click.option("--seed", type=int, default=0, help="the same images for the same seed")
+@click.option("--out", default="out", metavar="DIR", help="where the PNG goes")
+@asked
+def generate(n: int, seed: int, out: str, connection: Connection) -> None:
+    """Draw new images, for models that can."""
+    from serving import images
+
+    client, _ = connection.open()
+    with client:
+        drawn = images.to_bytes(client.generate(n, seed=seed))
+    _write(pathlib.Path(out) / "generated.png", drawn)
+
+
+def _load(paths: tuple[str, ...], invert: Any) -> list[Loaded]:
+    """All images first: a bad one stops before anything is sent or written."""
+    from serving import images
+
+    return [images.load(path, invert) for path in paths]
+
+
+def _marks(anomaly: bool, loaded: Loaded) -> str:
+    return (", anomaly" if anomaly else "") + (", inverted" if loaded.inverted else "")
+
+
+def _output_name(files: list[Loaded], number: int) -> str:
+    """``<stem>_reconstruction.png``, told apart where two inputs share a stem."""
+    stem = _stem(files[number].path)
+    same = [index for index, other in enumerate(files) if _stem(other.path) == stem]
+    suffix = f"_{same.index(number) + 1}" if len(same) > 1 else ""
+    return f"{stem}{suffix}_reconstruction.png"
+
+
+def _stem(path: pathlib.Path) -> str:
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0] or path.name
+
+
+def _read_codes(path: pathlib.Path) -> Any:
+    """Codes float32 [n, code size] of a file.
+
+    Raises:
+      InputError: There is none, or it holds no codes.
+    """
+    import numpy as np
+
+    from serving.errors import InputError
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        if data.startswith(b"\x93NUMPY"):
+            codes = np.load(path, allow_pickle=False)
+        else:
+            codes = np.array(json.loads(data))
+    except (ValueError, RecursionError, EOFError) as error:
+        raise InputError(f"{path} holds no codes: {' '.join(str(error).split())}") from None
+    if codes.ndim == 1:
+        codes = codes[None]
+    if codes.ndim != 2 or codes.dtype.kind not in "fiu" or not codes.size:
+        raise InputError(
+            f"{path} must hold numbers of the shape [n, code size], not {list(codes.shape)}"
+        )
+    return codes.astype(np.float32)
+
+
+def _write(path: pathlib.Path, drawn: Any) -> None:
+    from serving import images
+
+    images.write_grid(path, drawn)
+    print(f"wrote {len(drawn)} images to {path}")

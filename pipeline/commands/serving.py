@@ -1,0 +1,295 @@
+"""``mnist-ae serve``, ``status`` and ``rollout``: pushed models and their versions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands import options
+from pipeline.commands.connection import Connection, asked
+from pipeline.commands.group import Group, command
+
+if TYPE_CHECKING:
+    from serving.locate import ModelFolder
+    from serving.rollout import Rollout
+
+# Below the root; pipeline.continuous.samples gathers what is there.
+SAMPLES = "samples"
+
+_PORT = options.Integer(0, 65535)
+
+
+@command()
+@click.argument("model", required=False, metavar="[MODEL_OR_FOLDER]")
+@options.root
+@click.option("--port", type=_PORT, default=8500, help="gRPC port; 0 is any free one")
+@click.option("--rest-port", type=_PORT, default=8501, help="REST port; 0 is any free one")
+@click.option(
+    "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network"
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "docker", "binary", "embedded"]),
+    default="auto",
+    help="who serves; auto: tensorflow_model_server on the PATH, else Docker, else embedded",
+)
+@click.option(
+    "--batching",
+    metavar="FILE",
+    help="gather small requests, with TensorFlow Serving's batching parameters file",
+)
+@click.option("--tls-cert", metavar="FILE", help="certificate chain of the server, PEM")
+@click.option("--tls-key", metavar="FILE", help="its private key, PEM")
+@click.option(
+    "--tls-client-ca", metavar="FILE", help="let in only clients with a certificate of this CA"
+)
+@click.option(
+    "--max-message-mb",
+    type=options.COUNT,
+    default=64,
+    help="largest request taken, in MiB (embedded)",
+)
+@click.option(
+    "--drain-seconds",
+    type=options.POSITIVE,
+    default=30.0,
+    help="time for requests under way when stopping, in seconds (embedded)",
+)
+@click.option(
+    "--load-retries",
+    type=options.Integer(0, 9),
+    default=2,
+    metavar="N",
+    help="further tries after a failed load, a second apart",
+)
+@click.option(
+    "--sample-rate",
+    type=options.Number(0, 1),
+    default=0.0,
+    metavar="PART",
+    help="keep this part of the requests' images for retraining, 0 to 1 (0: none; embedded)",
+)
+@click.option(
+    "--sample-dir",
+    metavar="DIR",
+    show_default="<root>/samples",
+    help="where they go; `watch` looks in the default",
+)
+@click.option(
+    "--sample-max-mb",
+    type=options.COUNT,
+    default=64,
+    help="size of that folder beyond which nothing is kept, in MiB",
+)
+def serve(
+    model: str | None,
+    root: str,
+    port: int,
+    rest_port: int,
+    host: str,
+    backend: str,
+    batching: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
+    max_message_mb: int,
+    drain_seconds: float,
+    load_retries: int,
+    sample_rate: float,
+    sample_dir: str | None,
+    sample_max_mb: int,
+) -> int:
+    """Serve a model until SIGTERM or Ctrl-C; says `ready` when it answers.
+
+    MODEL_OR_FOLDER is a pushed model's name, or any folder with numbered SavedModel versions;
+    default: the most recently pushed model.
+    """
+    import logging
+
+    from pipeline import console
+    from serving import launcher, locate
+    from serving.errors import InputError
+
+    folder = locate.find(model, pathlib.Path(root))
+    config = locate.config_path(pathlib.Path(root))
+    pushed_here = folder.path.parent == config.absolute().parent
+    extra: dict[str, Any] = {
+        "max_message_bytes": max_message_mb * 2**20,
+        "drain_timeout": drain_seconds,
+        "max_load_retries": load_retries,
+    }
+    if bool(tls_cert) != bool(tls_key) or (tls_client_ca and not tls_cert):
+        raise InputError("TLS needs --tls-cert and --tls-key together")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    console.quieten()
+    if tls_cert and tls_key:
+        from serving.server.options import TlsFiles
+
+        extra["tls"] = TlsFiles(tls_cert, tls_key, tls_client_ca)
+    if sample_rate:
+        from serving.server.sampling import SamplingOptions
+
+        extra["sampling"] = SamplingOptions(
+            sample_dir or str(pathlib.Path(root) / SAMPLES), sample_rate, sample_max_mb * 2**20
+        )
+    plan = launcher.Plan(
+        folder,
+        config if pushed_here and folder.version is None else None,
+        host,
+        port,
+        rest_port,
+        pathlib.Path(batching) if batching else None,
+        extra,
+    )
+    return launcher.serve(plan, backend, lambda text: print(text, flush=True))
+
+
+@command()
+@asked
+def status(connection: Connection) -> None:
+    """Show the versions of a model, on a server or in its folder."""
+    from serving import locate
+
+    if connection.target is None:
+        folder = locate.find(connection.model, pathlib.Path(connection.root))
+        print(f"{folder.name} in {folder.path}")
+        for version in reversed(folder.versions):
+            print(f"  version {version}")
+        return
+    client, name = connection.open()
+    with client:
+        found = client.status()
+    print(f"{name} on {connection.target}")
+    for item in found:
+        print(f"  version {item.version}: {item.state}" + (f" ({item.error})" * bool(item.error)))
+
+
+@click.group(cls=Group, subcommand_metavar="ACTION")
+def rollout() -> None:
+    """Move the version labels stable and canary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The version labels that an action reads or moves.
+
+    Attributes:
+      root: Folder above the pushed models' folder.
+      model: A pushed model's name or a folder; None is the most recently pushed.
+      target: A live server, ``host:port``, or None.
+      config: The file that the labels are in, or None.
+      base_path: The model's folder as the server sees it, or None.
+      keep: Versions that stay loaded.
+      timeout: Seconds for a version to become available.
+    """
+
+    root: str
+    model: str | None
+    target: str | None
+    config: str | None
+    base_path: str | None
+    keep: int
+    timeout: float
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[tuple[Rollout, ModelFolder, pathlib.Path]]:
+        """What moves them, the model, and the file that they are in."""
+        from serving import locate
+        from serving.rollout import ConfigFile, Rollout
+
+        root = pathlib.Path(self.root)
+        folder = locate.find(self.model, root)
+        path = locate.config_path(root)
+        if self.config:
+            path = pathlib.Path(self.config)
+        elif folder.path.parent != path.absolute().parent:
+            path = folder.path.parent / locate.CONFIG_FILE
+        rollout = Rollout(
+            folder,
+            ConfigFile(path),
+            target=self.target,
+            keep=self.keep,
+            timeout=self.timeout,
+            base_path=self.base_path,
+        )
+        with contextlib.closing(rollout):
+            yield rollout, folder, path
+
+    def move(self, how: Callable[[Rollout], Any]) -> None:
+        """Moves them, and says where they are."""
+        with self.open() as (rollout, folder, path):
+            labels = how(rollout).as_dict()
+        where = f"{self.target} and {path}" if self.target else f"{path}"
+        text = ", ".join(f"{label} {version}" for label, version in labels.items())
+        print(f"{folder.name}: {text} ({where})")
+
+
+_labels = options.gathered(
+    "labels",
+    Labels,
+    options.root,
+    options.model(),
+    click.option("--target", metavar="HOST:PORT", help="a live server's gRPC port"),
+    click.option(
+        "--config",
+        metavar="FILE",
+        show_default="<root>/serving/models.config",
+        help="where the labels are written",
+    ),
+    click.option(
+        "--base-path",
+        metavar="PATH",
+        help="the model's folder as the server sees it (in a container)",
+    ),
+    click.option("--keep", type=options.COUNT, default=3, help="versions that stay loaded"),
+    click.option(
+        "--timeout",
+        type=options.POSITIVE,
+        default=60.0,
+        help="seconds for a version to become available",
+    ),
+)
+
+
+@rollout.command()
+@click.argument("version", type=int)
+@_labels
+def canary(version: int, labels: Labels) -> None:
+    """Load a version beside the stable one."""
+    labels.move(lambda rollout: rollout.canary(version))
+
+
+@rollout.command()
+@_labels
+def promote(labels: Labels) -> None:
+    """Make the canary the stable version."""
+    labels.move(lambda rollout: rollout.promote())
+
+
+@rollout.command()
+@_labels
+def rollback(labels: Labels) -> None:
+    """Withdraw the canary, or return to the previous version."""
+    labels.move(lambda rollout: rollout.rollback())
+
+
+@rollout.command("list")
+@_labels
+def list_(labels: Labels) -> None:
+    """Show versions, labels and states."""
+    with labels.open() as (rollout, folder, _):
+        states = rollout.states()
+        known = rollout.labels.as_dict() if rollout.labels is not None else {}
+    print(f"{folder.name} in {folder.path}")
+    for version in sorted({*folder.versions, *states}, reverse=True):
+        words = [label for label, number in known.items() if number == version]
+        if version in states:
+            words.append(states[version].state)
+        print(f"  {version}" + (f"  {', '.join(words)}" if words else ""))
+    if not known:
+        print("  no labels yet; begin with `mnist-ae rollout canary VERSION`")

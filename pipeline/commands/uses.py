@@ -1,0 +1,296 @@
+"""``mnist-ae search``, ``compress``, ``decompress`` and ``infer``: what the code is good for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands import options
+from pipeline.commands.group import command
+
+if TYPE_CHECKING:
+    from serving.client import ReconstructionClient
+    from serving.locate import ModelFolder
+
+_SHEET_LIMIT = 64
+
+
+@command()
+@options.images
+@options.invert
+@options.root
+@click.option("--k", type=options.COUNT, default=10, help="images to find")
+@click.option("--model", metavar="RUN|MODEL", show_default="the last run", help="by whose codes")
+@click.option("--out", default="out", metavar="DIR", help="where the PNG goes")
+@options.as_json("a JSON list, write no PNG")
+def search(
+    paths: tuple[str, ...],
+    invert: Any,
+    root: str,
+    k: int,
+    model: str | None,
+    out: str,
+    as_json: bool,
+) -> None:
+    """Find the training images most like an image."""
+    import numpy as np
+
+    from pipeline import console
+    from pipeline.uses import runs, search
+    from serving import images
+
+    loaded = [images.load(path, invert) for path in paths]
+    record = runs.choose(runs.some_runs(root), model)
+    outputs = runs.outputs(root, record)
+    console.quieten()
+    queries = np.concatenate([one.images for one in loaded])
+    names = [name for one in loaded for name in one.names]
+    hits = search.search(outputs, queries, k)
+    if as_json:
+        found = [
+            {"image": name, "neighbours": [hit.as_dict() for hit in near]}
+            for name, near in zip(names, hits)
+        ]
+        print(json.dumps(found))
+        return
+    for name, near in zip(names, hits):
+        print(f"{name}: nearest by the codes of {record.properties['servable']}")
+        for rank, hit in enumerate(near, 1):
+            digit = "?" if hit.label is None else hit.label
+            print(f"  {rank:>3}  a {digit}  distance {hit.distance:9.4f}  training image {hit.row}")
+    path = pathlib.Path(out) / "search.png"
+    search.write_sheet(path, queries[:_SHEET_LIMIT], hits[:_SHEET_LIMIT])
+    cut = f" (the first {_SHEET_LIMIT} queries)" if len(queries) > _SHEET_LIMIT else ""
+    print(f"wrote {path}{cut}")
+
+
+@command()
+@options.images
+@options.invert
+@options.root
+@click.option("-o", "--out", required=True, metavar="FILE.npz", help="the file that is written")
+@click.option("--bits", type=options.Integer(1, 16), default=8, help="bits of each float of a code")
+@options.model()
+@options.as_json("the figures as JSON")
+def compress(
+    paths: tuple[str, ...],
+    invert: Any,
+    root: str,
+    out: str,
+    bits: int,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Store images as quantised codes."""
+    import numpy as np
+
+    from pipeline.errors import UserError
+    from pipeline.uses import compression
+    from serving import images, locate
+
+    pixels = np.concatenate([images.load(path, invert).images for path in paths])
+    if not len(pixels):
+        raise UserError(f"{paths[0]}: holds no images")
+    folder = locate.find(model, pathlib.Path(root))
+    with _client(folder) as client:
+        compressed = compression.compress(
+            client,
+            pixels,
+            bits=bits,
+            servable=folder.name,
+            version=folder.latest,
+            digest=compression.digest_of(folder.version_path(folder.latest)),
+        )
+        shown = compression.decompress(client, compressed)
+    size = compression.save(pathlib.Path(out), compressed)
+    figures = compression.figures(f"{folder.name}, {bits} bits a float", size, pixels, shown)
+    rows = compression.beside_others(figures, pixels, shown)
+    if as_json:
+        result = {
+            "file": str(pathlib.Path(out)),
+            "images": len(pixels),
+            **dataclasses.asdict(figures),
+            "beside": [dataclasses.asdict(row) for row in rows],
+        }
+        print(json.dumps(result))
+        return
+    _show_codecs(rows)
+    print(
+        f"wrote {out}: {len(pixels):,} images in {size:,} bytes, {figures.ratio:.1f} times smaller"
+    )
+
+
+def _show_codecs(rows: list[Any]) -> None:
+    from pipeline import console
+
+    headings = ("bytes", "bits/pixel", "ratio", "PSNR dB", "SSIM")
+    table = console.table("", *headings, right=headings)
+    for row in rows:
+        table.add_row(
+            row.codec,
+            f"{row.bytes:,}",
+            f"{row.bits_per_pixel:.3f}",
+            f"{row.ratio:.1f}",
+            "-" if row.psnr is None else f"{row.psnr:.2f}",
+            f"{row.ssim:.4f}",
+        )
+    console.make_console(sys.stdout).print(table)
+
+
+@command()
+@click.argument("file", metavar="FILE.npz")
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="FILE",
+    help="an IDX file, or a PNG (one image, or a sheet of them)",
+)
+@options.root
+@options.model(default="the one that compressed it")
+def decompress(file: str, out: str, root: str, model: str | None) -> None:
+    """Turn a compressed file into images."""
+    from pipeline.errors import UserError
+    from pipeline.uses import compression
+    from serving import images, locate
+
+    compressed = compression.load(pathlib.Path(file))
+    folder = locate.find(model or compressed.servable, pathlib.Path(root))
+    version = folder.latest
+    if model is None and compressed.version in folder.versions:
+        version = compressed.version
+    where = folder.version_path(version)
+    if compression.digest_of(where) != compressed.digest:
+        raise UserError(
+            f"{file}: was compressed with version {compressed.version} of "
+            f"{compressed.servable}, and {where} has other weights; name that version's folder "
+            "with --model"
+        )
+    with _client(dataclasses.replace(folder, version=version)) as client:
+        shown = compression.decompress(client, compressed)
+    path = pathlib.Path(out)
+    if path.suffix.lower() == ".png":
+        images.write_grid(path, shown)
+    else:
+        _write_idx(path, shown)
+    print(f"wrote {path}: {len(shown):,} images")
+
+
+def _write_idx(path: pathlib.Path, pixels: Any) -> None:
+    from components.mnist_example_gen.idx import write_idx
+    from pipeline.errors import UserError
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_idx(str(partial), pixels)
+        os.replace(partial, path)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
+
+
+def _client(folder: ModelFolder) -> ReconstructionClient:
+    from pipeline import console
+    from serving.client import ReconstructionClient
+
+    console.quieten()
+    path = folder.version_path(folder.latest)
+    return ReconstructionClient.from_folder(
+        str(path), model=folder.name, version=folder.latest, batch_size=1_000
+    )
+
+
+@command()
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    metavar="PATH",
+    help="an IDX, TFRecord or picture file, or a folder of them",
+)
+@click.option("--output", required=True, metavar="FOLDER", help="new, or to be completed")
+@options.root
+@options.model()
+@click.option(
+    "--outputs",
+    metavar="NAMES",
+    show_default="code,reconstruction_error,is_anomaly",
+    help="comma-separated: code, reconstruction, reconstruction_error, is_anomaly, "
+    "predicted_label, probabilities",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["parquet", "tfrecord"]),
+    default="parquet",
+    help="of the files that are written",
+)
+@click.option("--with-images", is_flag=True, help="write the images as well")
+@options.invert
+@options.beam
+@options.as_json("what was done as JSON")
+def infer(
+    source: str,
+    output: str,
+    root: str,
+    model: str | None,
+    outputs: str | None,
+    file_format: str,
+    with_images: bool,
+    invert: Any,
+    beam: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run many images through a model, on Beam."""
+    import contextlib
+    import io
+    import logging
+    import time
+
+    from pipeline import config, console
+    from pipeline.errors import UserError
+    from serving import locate
+
+    folder = locate.find(model, pathlib.Path(root))
+    if not os.path.exists(source):
+        raise UserError(f"{source}: no such file or folder")
+    chosen = [option.lstrip("-") for option in beam]
+    if not any(option.startswith("runner=") for option in chosen):
+        # Some shards at a time: reading and writing one, the other has the model.
+        workers = min(4, max(2, os.cpu_count() or 2))
+        local = ["direct_running_mode=multi_threading", f"direct_num_workers={workers}"]
+        chosen = [*local, *chosen]
+    configuration = config.load(None, [f"beam.{option}" for option in chosen])
+    console.quieten()
+    # TFX and Beam read the command line as flags of their own.
+    del sys.argv[1:]
+    from pipeline.beam_options import beam_args
+    from pipeline.uses import batch
+
+    # What a worker has to say comes with the error, without its traceback.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    job = batch.Job(
+        input=source,
+        output=output,
+        model_path=str(folder.version_path(folder.latest)),
+        outputs=tuple(outputs.split(",")) if outputs else batch.DEFAULT_OUTPUTS,
+        file_format=file_format,
+        with_images=with_images,
+        invert=invert,
+    )
+    started = time.monotonic()
+    with contextlib.redirect_stderr(io.StringIO()):
+        result = batch.run(job, beam_args(configuration))
+    seconds = time.monotonic() - started
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(result), "seconds": seconds}))
+        return
+    before = f", {result.done_before:,} of them from before" if result.done_before else ""
+    rate = f", {result.images / seconds:,.0f} a second" if result.images else ""
+    print(f"{result.output}: {result.shards:,} files{before}; {result.images:,} images{rate}")
