@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import glob
 import json
 import logging
@@ -29,6 +28,8 @@ from pipeline.config import PipelineConfig
 from pipeline.errors import RunError, UserError
 from pipeline.locking import new_run_id
 from pipeline.pipeline import create_pipeline
+from serving import files
+from serving.errors import Error
 
 _logger = logging.getLogger(__name__)
 
@@ -166,10 +167,10 @@ def launch_node(
             custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node_id),
         ).launch()
     except Exception as e:
-        if hasattr(e, "exit_code"):
+        if isinstance(e, Error):
             raise
         _logger.exception("%s failed", node_id)
-        if is_disk_full(e):
+        if files.is_disk_full(e):
             raise UserError(
                 f"{node_id} failed: no space left on the disk; free some and run the same "
                 "command again"
@@ -221,14 +222,3 @@ def recover(config: PipelineConfig) -> None:
     for uri in history.missing_pushes(store):
         # Without its artifact the Pusher is not answered from the cache.
         shutil.rmtree(uri, ignore_errors=True)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that no space is left."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import os
 from collections.abc import Iterator
 
-from pipeline.errors import UserError
+from pipeline.errors import BusyError, UserError
+from serving import files
 
 _LOCK_FILE = ".lock"
 
@@ -24,28 +23,20 @@ def locked(root: str) -> Iterator[None]:
     """Makes ``root`` and keeps other runs out of it.
 
     Raises:
-      UserError: The folder cannot be written, or another run is in it.
+      BusyError: Another run is in it.
+      UserError: The folder cannot be written.
     """
-    try:
-        os.makedirs(root, exist_ok=True)
-        lock = open(os.path.join(root, _LOCK_FILE), "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as e:
-        raise UserError(
-            f"{e.filename or root}: cannot be written ({e.strerror}); choose another --root"
-        ) from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno not in (errno.EAGAIN, errno.EACCES):
-                raise UserError(f"{root}: cannot be locked ({e.strerror})") from None
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise UserError(
-                f"{root}: another run is at work there (process {owner}); "
+            os.makedirs(root, exist_ok=True)
+            stack.enter_context(files.locked(os.path.join(root, _LOCK_FILE), wait=False))
+        except files.LockedError as e:
+            raise BusyError(
+                f"{root}: another run is at work there (process {e.owner or 'unknown'}); "
                 "wait for it or choose another --root"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        except OSError as e:
+            raise UserError(
+                f"{e.filename or root}: cannot be written ({e.strerror}); choose another --root"
+            ) from None
         yield

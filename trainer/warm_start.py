@@ -15,6 +15,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from serving.errors import Error
 from trainer.models.base import Autoencoder
 
 _logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _FILE = "weights.npz"
 _MODEL = "model"
 
 
-class WarmStartError(ValueError):
+class WarmStartError(Error):
     """The base model is of another architecture, or has no weights beside it."""
 
     exit_code = 2

@@ -121,7 +121,8 @@ def _say_gaps(missing: list[int]) -> None:
 @options.root
 def spans(action: str, span: int | None, as_json: bool, root: str) -> None:
     """List the spans; 'spans accept N' lets a span in that was set aside."""
-    from pipeline.continuous import history, spans, state
+    from pipeline.continuous import spans, state
+    from pipeline.continuous import story as stories
     from pipeline.errors import UserError
 
     root = os.path.abspath(root)
@@ -133,7 +134,7 @@ def spans(action: str, span: int | None, as_json: bool, root: str) -> None:
     if span is not None:
         raise UserError("'mnist-ae spans' takes no number; 'mnist-ae spans accept N' does")
     manifests = spans.scan(root)
-    rows = history.span_rows(manifests, state.read(root))
+    rows = stories.span_rows(manifests, state.read(root))
     missing = spans.gaps(manifests)
     broken = [str(path) for path in spans.unpublished(root)]
     if as_json:
@@ -299,15 +300,15 @@ def _show_status(root: str, as_json: bool) -> None:
 @options.root
 def history(as_json: bool, html: str | None, model: str | None, root: str) -> None:
     """Tell the story of the spans: drift, run, losses before and after, verdict."""
-    from pipeline.continuous import history
+    from pipeline.continuous import story as stories
 
-    story = history.tell(os.path.abspath(root), model)
+    story = stories.tell(os.path.abspath(root), model)
     if html:
-        history.write_page(story, html)
+        stories.write_page(story, html)
         print(f"wrote {html}")
     elif as_json:
         print(json.dumps(story))
     elif story["spans"]:
-        history.show(story)
+        stories.show(story)
     else:
         print(f"no spans in {story['root']}; publish one with 'mnist-ae ingest IMAGES'")

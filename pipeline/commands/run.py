@@ -109,7 +109,7 @@ def _run_several(
     Returns:
       The highest exit code.
     """
-    from pipeline.uses import compare, runs
+    from pipeline import leaderboard, runs
 
     codes: list[int] = [0]
     run_ids: list[str] = []
@@ -126,7 +126,7 @@ def _run_several(
             print(f"mnist-ae: error: {config.model.name}: {reason}", file=sys.stderr)
         print(file=sys.stderr)
     finished = [r for r in runs.complete_runs(configs[0].root) if r.run_id in run_ids]
-    compare.show(sys.stderr, compare.leaderboard(finished, "mse"))
+    leaderboard.show(sys.stderr, leaderboard.leaderboard(finished, "mse"))
     if failed := len(codes) - 1:
         print(f"mnist-ae: {failed} of {len(configs)} models failed", file=sys.stderr)
     return max(codes)

@@ -13,7 +13,7 @@ import click
 from pipeline.commands import options
 from pipeline.commands.group import command
 
-# Those of pipeline.uses.compare, which takes longer to import.
+# Those of pipeline.leaderboard, which takes longer to import.
 SORT_KEYS = (
     "servable",
     "dataset",
@@ -63,8 +63,8 @@ def report(name: str | None, root: str, show_path: bool, card: bool) -> None:
 
     RUN is a run, the beginning of one, or a model, whose last run is taken; default: the last.
     """
+    from pipeline import runs
     from pipeline.errors import UserError
-    from pipeline.uses import runs
 
     record = runs.choose(runs.some_runs(root), name)
     folder = pathlib.Path(record.report_uri or "")
@@ -101,16 +101,16 @@ def compare(
     names: tuple[str, ...], root: str, sort: str, reverse: bool, as_json: bool, html: str | None
 ) -> None:
     """Compare runs, best first; default: the last run of every model."""
-    from pipeline.uses import compare, runs
+    from pipeline import leaderboard, runs
 
     records = runs.some_runs(root)
     chosen = [runs.choose(records, name) for name in names] or runs.last_of_each(records)
-    rows = compare.leaderboard(chosen, sort, reverse)
+    rows = leaderboard.leaderboard(chosen, sort, reverse)
     if html:
-        compare.write_page(html, rows)
+        leaderboard.write_page(html, rows)
     if as_json:
         print(json.dumps(rows))
         return
-    compare.show(sys.stdout, rows)
+    leaderboard.show(sys.stdout, rows)
     if html:
         print(f"wrote {html}")

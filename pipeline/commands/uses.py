@@ -41,8 +41,8 @@ def search(
     """Find the training images most like an image."""
     import numpy as np
 
-    from pipeline import console
-    from pipeline.uses import runs, search
+    from pipeline import console, runs
+    from pipeline.uses import search
     from serving import images
 
     loaded = [images.load(path, invert) for path in paths]

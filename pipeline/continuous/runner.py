@@ -19,7 +19,8 @@ import traceback
 from typing import Any
 
 from pipeline.continuous import spans, state
-from pipeline.errors import UserError
+from pipeline.errors import BusyError, UserError
+from serving import files
 
 # Another run holds the root; as sysexits.h's EX_TEMPFAIL.
 EXIT_BUSY = 75
@@ -116,7 +117,7 @@ def main(path: str) -> int:
             stack.enter_context(locked(config.root))
         except UserError as e:
             print(f"error: {e}", file=sys.stderr)
-            return EXIT_BUSY if "another run" in str(e) else e.exit_code
+            return EXIT_BUSY if isinstance(e, BusyError) else e.exit_code
         try:
             progress = Progress(job.result)
             _process(config, job, progress)
@@ -124,14 +125,8 @@ def main(path: str) -> int:
         except Exception as e:
             traceback.print_exc()
             print(f"error: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
-            return EXIT_NO_SPACE if _is_disk_full(e) else getattr(e, "exit_code", 1)
+            return EXIT_NO_SPACE if files.is_disk_full(e) else getattr(e, "exit_code", 1)
     return 0
-
-
-def _is_disk_full(error: Exception) -> bool:
-    from pipeline.local_runner import is_disk_full
-
-    return is_disk_full(error)
 
 
 def _process(config: Any, job: Job, progress: Progress) -> None:
@@ -194,7 +189,7 @@ def _attempt(
     except WarmStartError:
         raise
     except Exception as e:
-        if _is_disk_full(e):
+        if files.is_disk_full(e):
             raise
         traceback.print_exc()
         text = " ".join(str(e).split()) or type(e).__name__

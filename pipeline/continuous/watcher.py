@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.continuous import history, metrics, samples, spans
+from pipeline.continuous import prometheus, samples, spans, story
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.events import Events
 from pipeline.continuous.promotion import Promotion
@@ -142,7 +142,7 @@ def status(root: str) -> dict[str, Any]:
         "rollout": known.rollout,
         "serving": known.serving,
         "paused_until": known.paused_until or None,
-        "last": history.last(known),
+        "last": story.last(known),
     }
 
 
@@ -174,7 +174,7 @@ class Watcher:
         self.stopping = threading.Event()
         self._events = events
         self._child: subprocess.Popen[bytes] | None = None
-        self._registry = metrics.registry(lambda: self.state)
+        self._registry = prometheus.registry(lambda: self.state)
         self._promotion = Promotion(config, options, events) if options.auto_promote else None
         self._samples = samples.Samples(config, options, events)
         self._written: dict[str, Any] = {}
@@ -197,7 +197,7 @@ class Watcher:
         self._events.tell("started", process=os.getpid(), root=self.root)
         if self.options.metrics_port is not None:
             try:
-                metrics.serve(self._registry, self.options.metrics_port)
+                prometheus.serve(self._registry, self.options.metrics_port)
             except OSError as e:
                 raise UserError(
                     f"cannot listen on port {self.options.metrics_port} ({e.strerror}); "
@@ -239,7 +239,7 @@ class Watcher:
                 worked = self._run(batch)
         self.state.gauges["soaking"] = float(bool(self.state.rollout))
         self.save()
-        metrics.write_text(self._registry, self.folder)
+        prometheus.write_text(self._registry, self.folder)
         return worked
 
     def save(self, *, whole: bool = False) -> None:
@@ -377,7 +377,7 @@ class Watcher:
         self.state.gauges["run_under_way"] = 1
         # Before the run, so that a kill finds what was noticed, and `status` the run.
         self.save(whole=True)
-        metrics.write_text(self._registry, self.folder)
+        prometheus.write_text(self._registry, self.folder)
         self._events.tell("run", spans=" ".join(keys), log=str(log_path))
         started = time.monotonic()
         with log:

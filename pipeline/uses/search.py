@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.uses.runs import Outputs
+from pipeline.runs import Outputs
 
 _TRAIN = "train"
 

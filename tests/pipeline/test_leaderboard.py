@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from pipeline import leaderboard, runs
 from pipeline.errors import UserError
 from pipeline.history import RunRecord
-from pipeline.uses import compare, runs
 from tests import browser
 
 
@@ -31,7 +31,7 @@ RECORDS = [
 
 def test_the_best_comes_first_whatever_the_figure():
     def order(**options):
-        return [row["run_id"][:8] for row in compare.leaderboard(RECORDS, **options)]
+        return [row["run_id"][:8] for row in leaderboard.leaderboard(RECORDS, **options)]
 
     assert order(sort="mse") == ["20260102", "20260101", "20260103", "20260104"]
     assert order(sort="auroc") == ["20260103", "20260101", "20260102", "20260104"]
@@ -57,7 +57,7 @@ def test_a_run_is_found_by_its_name_its_beginning_or_its_model():
 def test_every_sortable_figure_can_be_named_on_the_command_line():
     from pipeline.commands.runs import SORT_KEYS
 
-    assert set(SORT_KEYS) == set(compare.SORTABLE)
+    assert set(SORT_KEYS) == set(leaderboard.SORTABLE)
 
 
 def test_compare_prints_what_the_run_found(trained_run, cli):
