@@ -332,7 +332,7 @@ def throughput(model_name: str, mnist: Mnist, rounds: int = 2) -> dict[str, int]
     steps = steps_per_epoch(len(mnist.train), batch, 1)
     fits = {
         "trainer": (spec.training, _STEPS_PER_EXECUTION),
-        "numpy": (dataclasses.replace(spec.training, xla=False), 1),
+        "numpy": (spec.training.replaced(xla=False), 1),
     }
     best = dict.fromkeys(fits, 0.0)
     models = {}
@@ -361,8 +361,8 @@ def throughput(model_name: str, mnist: Mnist, rounds: int = 2) -> dict[str, int]
 def run_case(case: Case, mnist: Mnist) -> dict[str, Any]:
     """Trains a case and returns its entry of the measured file."""
     spec = get_model_spec(case.model)
-    training = dataclasses.replace(spec.training, **case.training)
-    hyperparameters = spec.hyperparameters(**case.hyperparameters)
+    training = spec.training.replaced(**case.training)
+    hyperparameters = spec.hyperparameters.replaced(**case.hyperparameters)
     model = build_model(case.model, hyperparameters, seed=case.seed)
     figures, clock = train(model, training, mnist, {bar.epoch for bar in case.bars})
     return {
@@ -398,7 +398,7 @@ def one_class(model_name: str, mnist: Mnist, epochs: int = _ONE_CLASS_EPOCHS) ->
       errors names the digit.
     """
     spec = get_model_spec(model_name)
-    training = dataclasses.replace(spec.training, epochs=epochs, batch_size=_ONE_CLASS_BATCH)
+    training = spec.training.replaced(epochs=epochs, batch_size=_ONE_CLASS_BATCH)
     aurocs, scores = [], []
     for digit in range(10):
         rows = np.flatnonzero(mnist.train.labels == digit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -117,9 +116,7 @@ def _rate(entry: dict[str, Any]) -> str:
 def _section(spec: ModelSpec, models: dict[str, Any]) -> str:
     training = spec.training
     hyperparameters = ", ".join(
-        f"`{field.name}={getattr(spec.hyperparameters(), field.name)}`"
-        for field in dataclasses.fields(spec.hyperparameters)
-        if field.init
+        f"`{key}={value}`" for key, value in spec.hyperparameters.model_dump().items()
     )
     lines = [
         f"## {spec.name}\n",

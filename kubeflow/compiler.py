@@ -21,8 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.cluster import KubeflowConfig, NodeConfig
-from pipeline.config import PipelineConfig
+from pipeline.config import KubeflowConfig, NodeConfig, PipelineConfig
 from pipeline.errors import UserError
 from trainer.models.catalogue import UnknownModelError, get_model_spec
 
@@ -74,7 +73,7 @@ def run_parameters(config: PipelineConfig, assignments: Sequence[str]) -> dict[s
     """
     values: dict[str, Any] = {
         "model": config.model.name,
-        "epochs": config.trainer.epochs or 0,
+        "epochs": config.trainer.given("epochs") or 0,
         "data_dir": config.kubeflow.data_dir,
         "span": str(config.kubeflow.span),
         "pipeline_root": config.kubeflow.pipeline_root,
@@ -310,7 +309,7 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
 
         def pipeline(
             model: str = config.model.name,
-            epochs: int = config.trainer.epochs or 0,
+            epochs: int = config.trainer.given("epochs") or 0,
             data_dir: str = cluster.data_dir,
             span: str = str(cluster.span),
             pipeline_root: str = cluster.pipeline_root,

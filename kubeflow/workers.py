@@ -9,7 +9,6 @@ model, into the Trainer's own artifact.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -24,8 +23,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.cluster import KubeflowConfig
-    from trainer.run_fn import TrainingJob
+    from pipeline.config import KubeflowConfig
+    from trainer.job import TrainingJob
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def options(cluster: KubeflowConfig) -> dict[str, Any] | None:
         return None
     return {
         "launcher": LAUNCHER,
-        **dataclasses.asdict(cluster.workers),
+        **cluster.workers.model_dump(),
         "image": cluster.image,
         "namespace": cluster.namespace,
         "volume_claim": cluster.volume_claim,
@@ -157,9 +156,7 @@ def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     """
     from tfx.dsl.io import fileio
 
-    job = dataclasses.replace(
-        job, options=dataclasses.replace(job.options, strategy="multi_worker")
-    )
+    job = job.replaced(options=job.options.replaced(strategy="multi_worker"))
     fileio.makedirs(job.log_dir)
     job_file = os.path.join(job.log_dir, _JOB_FILE)
     with fileio.open(job_file, "w") as f:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from pipeline.config import BeamValue, PipelineConfig
 
 # Beam's in-memory runner with one worker: for data of this size the start-up
@@ -27,4 +25,4 @@ def beam_args(config: PipelineConfig) -> list[str]:
         options = {**_LOCAL_BEAM, **_PACKAGED, **options}
     elif options.get("environment_type") in _PACKAGED_ENVIRONMENTS:
         options = {**_PACKAGED, **options}
-    return dataclasses.replace(config, beam=options).beam_args()
+    return config.model_copy(update={"beam": options}).beam_args()

@@ -1,47 +1,67 @@
 """The configuration of a pipeline: parsed once, validated once, then passed on.
 
-A YAML file and ``--set a.b=value`` fill the same frozen dataclasses. What is
+A YAML file and ``--set a.b=value`` fill the same frozen classes. What is
 not said is a default here, or, for a model and its training, in the catalogue.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import json
 import math
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import annotated_types
 import pydantic
 import yaml
+from annotated_types import Interval
 
-from pipeline.cluster import KubeflowConfig
 from pipeline.errors import UserError
-from trainer.models.catalogue import (
-    Hyperparameters,
-    ModelSpec,
-    UnknownModelError,
-    get_model_spec,
+from trainer.job import TrainingOptions
+from trainer.models.catalogue import ModelChoice, UnknownModelError, get_model_spec
+from trainer.models.settings import (
+    Count,
+    Fraction,
+    FractionOrZero,
+    ListOf,
+    NonNegative,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
 )
+
+_Schema = TypeVar("_Schema", bound=Settings)
 
 DEFAULT_MODEL = "best"
 DEFAULT_ROOT = "runs"
 
-Digit = Annotated[int, annotated_types.Interval(ge=0, le=9)]
-Fraction = Annotated[float, annotated_types.Interval(gt=0, lt=1)]
-Count = Annotated[int, annotated_types.Ge(0)]
-PositiveInt = Annotated[int, annotated_types.Ge(1)]
-PositiveFloat = Annotated[float, annotated_types.Gt(0), annotated_types.Lt(float("inf"))]
-BeamValue = bool | int | float | str | tuple[str, ...]
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DNS_NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_SECRET_KEY = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[-._A-Za-z0-9]+")
+_LABEL = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?)?")
+# A password in the address would stand in the compiled file for all to read.
+_CREDENTIALS = re.compile(r"//[^/@]*:[^/@]*@")
+
+# The environment variable that a node reads the database's password from.
+METADATA_PASSWORD = "MNIST_AE_METADATA_PASSWORD"
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
+def _quantity(value: str | int | float) -> str | int | float:
+    if not _QUANTITY.fullmatch(str(value)):
+        raise ValueError("no Kubernetes quantity, such as 500m or 2Gi")
+    return value
+
+
+Digit = Annotated[int, Interval(ge=0, le=9)]
+BeamValue = bool | int | float | str | ListOf[str]
+DnsName = Annotated[str, pydantic.Field(pattern=_DNS_NAME)]
+Quantity = Annotated[str | int | float, pydantic.AfterValidator(_quantity)]
+
+
+class DataConfig(Settings):
     """What to train on.
 
     Attributes:
@@ -53,10 +73,11 @@ class DataConfig:
 
     dir: str | None = None
     dataset: Literal["auto", "mnist", "mnist-5k"] = "auto"
-    keep_labels: tuple[Digit, ...] | None = None
-    drop_labels: tuple[Digit, ...] | None = None
+    keep_labels: ListOf[Digit] | None = None
+    drop_labels: ListOf[Digit] | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuses to train on no digit."""
         if self.keep_labels is not None and self.drop_labels is not None:
             raise ValueError("keep_labels and drop_labels exclude each other")
         if self.kept() == ():
@@ -71,29 +92,7 @@ class DataConfig:
         return None
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainerConfig:
-    """How to train; None takes what the catalogue says for the model.
-
-    Attributes: see ``trainer.run_fn.TrainingOptions``.
-    """
-
-    epochs: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat | None = None
-    xla: bool | None = None
-    steps_per_execution: PositiveInt = 50
-    mixed_precision: bool = False
-    strategy: Literal["auto", "mirrored", "multi_worker", "none"] = "auto"
-    seed: Count = 0
-    validation_fraction: Fraction = 0.05
-    patience: Count = 10
-    streaming: bool = False
-    anomaly_quantile: Fraction = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class TunerConfig:
+class TunerConfig(Settings):
     """Whether and how to search for better hyper-parameters before the training.
 
     Attributes:
@@ -107,8 +106,7 @@ class TunerConfig:
     epochs: PositiveInt | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluatorConfig:
+class EvaluatorConfig(Settings):
     """When a model is good enough.
 
     Attributes:
@@ -118,12 +116,11 @@ class EvaluatorConfig:
     """
 
     max_mse: PositiveFloat | None = None
-    max_increase: Annotated[float, annotated_types.Ge(0)] = 0.05
+    max_increase: NonNegative = 0.05
     baseline: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class ValidatorConfig:
+class ValidatorConfig(Settings):
     """What a model must show before it is pushed.
 
     Attributes:
@@ -133,8 +130,7 @@ class ValidatorConfig:
     latency_budget_ms: PositiveFloat = 250.0
 
 
-@dataclasses.dataclass(frozen=True)
-class PusherConfig:
+class PusherConfig(Settings):
     """Where models are served from.
 
     Attributes:
@@ -147,8 +143,7 @@ class PusherConfig:
     name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ContinuousConfig:
+class ContinuousConfig(Settings):
     """How ``mnist-ae watch`` retrains when spans of new images come in.
 
     Attributes:
@@ -200,50 +195,155 @@ class ContinuousConfig:
     max_code_distance: Fraction = 0.4
     max_error_ratio: PositiveFloat = 2.0
     skip_overlap: Fraction = 0.98
-    skip_distance: Annotated[float, annotated_types.Interval(ge=0, lt=1)] = 0.0
-    max_span_increase: Annotated[float, annotated_types.Ge(0)] = 0.05
-    max_golden_increase: Annotated[float, annotated_types.Ge(0)] = 0.0
-    max_digit_increase: Annotated[float, annotated_types.Ge(0)] = 0.1
-    max_span_digit_increase: Annotated[float, annotated_types.Ge(0)] = 0.3
-    harmful_increase: Annotated[float, annotated_types.Ge(0)] = 0.05
+    skip_distance: FractionOrZero = 0.0
+    max_span_increase: NonNegative = 0.05
+    max_golden_increase: NonNegative = 0.0
+    max_digit_increase: NonNegative = 0.1
+    max_span_digit_increase: NonNegative = 0.3
+    harmful_increase: NonNegative = 0.05
     tries: PositiveInt = 3
-    retry_seconds: Annotated[float, annotated_types.Ge(0)] = 10.0
+    retry_seconds: NonNegative = 10.0
     keep_runs: Count = 10
     keep_versions: PositiveInt = 5
     notify_command: str | None = None
     notify_url: Annotated[str, pydantic.Field(pattern=r"^https?://")] | None = None
-    soak_seconds: Annotated[float, annotated_types.Ge(0)] = 600.0
+    soak_seconds: NonNegative = 600.0
     soak_checks: PositiveInt = 5
-    soak_tolerance: Annotated[float, annotated_types.Ge(0)] = 0.05
+    soak_tolerance: NonNegative = 0.05
     sample_images: PositiveInt = 1_000
     max_served_ratio: PositiveFloat = 1.5
     golden: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelChoice:
-    """The selected model.
+class NodeConfig(Settings):
+    """What one node's pod gets; None leaves it to ``defaults``.
 
     Attributes:
-      name: In the catalogue.
-      hyperparameters: Complete and checked.
+      cpu: Kubernetes quantity, requested and the limit.
+      memory: Kubernetes quantity, requested and the limit.
+      gpus: Number of ``nvidia.com/gpu``; nodes that train only.
+      node_selector: Labels of the machines to run on.
+      retries: How often KFP tries again after a failure.
+      backoff_seconds: Pause before the first retry; doubled for each further one.
+      timeout_seconds: After which the node gives up; 0 never does.
+      env: Environment variables.
+      secrets: Environment variables from secrets, as ``secret-name/key``.
     """
 
-    name: str
-    hyperparameters: Hyperparameters
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    gpus: Count | None = None
+    node_selector: dict[str, str] = pydantic.Field(default_factory=dict)
+    retries: Count | None = None
+    backoff_seconds: PositiveInt | None = None
+    timeout_seconds: Count | None = None
+    env: dict[str, str] = pydantic.Field(default_factory=dict)
+    secrets: dict[str, str] = pydantic.Field(default_factory=dict)
 
-    @property
-    def spec(self) -> ModelSpec:
-        """Its catalogue entry."""
-        return get_model_spec(self.name)
+    def check(self) -> None:
+        """Refuses what Kubernetes would refuse."""
+        for name in (*self.env, *self.secrets):
+            if not _ENVIRONMENT_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of an environment variable")
+        for name, reference in self.secrets.items():
+            if not _SECRET_KEY.fullmatch(reference):
+                raise ValueError(f"secrets.{name}: expected secret-name/key, got {reference!r}")
+        for label, value in self.node_selector.items():
+            if not _LABEL.fullmatch(label) or not _LABEL_VALUE.fullmatch(value):
+                raise ValueError(f"node_selector: {label}={value} is no Kubernetes label")
+
+    def over(self, defaults: NodeConfig) -> NodeConfig:
+        """These values, with ``defaults`` for what is not said; mappings are joined."""
+        values = dict(defaults)
+        for key, own in self:
+            if isinstance(own, dict):
+                values[key] = {**values[key], **own}
+            elif own is not None:
+                values[key] = own
+        return NodeConfig(**values)
 
 
-def _default_choice() -> ModelChoice:
-    return ModelChoice(DEFAULT_MODEL, get_model_spec(DEFAULT_MODEL).hyperparameters())
+_STANDARD = NodeConfig(
+    cpu="1", memory="2Gi", gpus=0, retries=2, backoff_seconds=30, timeout_seconds=3_600
+)
+_METADATA_SECRET = "mnist-ae-metadata/password"
 
 
-@dataclasses.dataclass(frozen=True)
-class PipelineConfig:
+class WorkersConfig(Settings):
+    """Distributed training: workers of a MultiWorkerMirroredStrategy.
+
+    Attributes:
+      count: Pods that train together; 1 trains in the Trainer's own pod.
+      kind: ``job`` (an indexed Kubernetes Job), ``tfjob`` (Kubeflow's training
+        operator) or ``local`` (processes of the Trainer's pod).
+      port: Of the workers.
+      gpus: Number of ``nvidia.com/gpu`` a worker.
+      cpu: Kubernetes quantity a worker.
+      memory: Kubernetes quantity a worker.
+    """
+
+    count: PositiveInt = 1
+    kind: Literal["job", "tfjob", "local"] = "job"
+    port: Annotated[int, Interval(ge=1024, le=65535)] = 2222
+    gpus: Count = 0
+    cpu: Quantity = "2"
+    memory: Quantity = "4Gi"
+
+
+class KubeflowConfig(Settings):
+    """Where a pipeline runs on a cluster, and with what.
+
+    Attributes:
+      image: The project's image, with a tag or digest.
+      namespace: Of the runs and of what they start.
+      volume_claim: PersistentVolumeClaim that every node mounts; None for none.
+      mount_path: Where it is mounted.
+      data_dir: Folder with the IDX files, or with ``span-N`` folders of them.
+      span: Which span: ``latest`` or a number.
+      pipeline_root: Where artifacts go: on the volume or ``gs://``.
+      push_dir: Folder above the servables, that TensorFlow Serving reads.
+      metadata_url: ML Metadata store: ``mysql://USER@HOST:PORT/DATABASE``,
+        ``grpc://HOST:PORT`` or ``sqlite:///PATH``.
+      defaults: Of all nodes, over one CPU, 2 GiB, two retries and an hour.
+      nodes: By node, over the defaults.
+      workers: Distributed training.
+    """
+
+    image: Annotated[str, pydantic.Field(pattern=r"^[^\s:]+(:[0-9]+/[^\s:]+)?[:@][^\s]+$")] = (
+        "mnist-autoencoder:0.1.0"
+    )
+    namespace: DnsName = "kubeflow"
+    volume_claim: DnsName | None = "mnist-ae-models"
+    mount_path: str = "/mnt/mnist-ae"
+    data_dir: str = "/mnt/mnist-ae/data"
+    span: str | int = "latest"
+    pipeline_root: str = "/mnt/mnist-ae/pipeline"
+    push_dir: str = "/mnt/mnist-ae/models"
+    metadata_url: str = "mysql://mnist-ae@mnist-ae-metadata:3306/mnist_ae"
+    defaults: NodeConfig = NodeConfig()
+    nodes: dict[str, NodeConfig] = pydantic.Field(default_factory=dict)
+    workers: WorkersConfig = WorkersConfig()
+
+    def check(self) -> None:
+        """Refuses a password for all to read, and a span that is no number."""
+        if _CREDENTIALS.search(self.metadata_url):
+            raise ValueError(
+                "metadata_url holds a password; give it as a secret instead: "
+                f"kubeflow.defaults.secrets.{METADATA_PASSWORD}=secret-name/key"
+            )
+        if str(self.span) != "latest" and not str(self.span).isdigit():
+            raise ValueError(f"span is 'latest' or a number, not {self.span!r}")
+
+    def node(self, node_id: str) -> NodeConfig:
+        """What the pod of a node gets."""
+        standard = _STANDARD
+        if self.metadata_url.startswith("mysql:"):
+            secret = {METADATA_PASSWORD: _METADATA_SECRET}
+            standard = standard.replaced(secrets=secret)
+        return self.nodes.get(node_id, NodeConfig()).over(self.defaults).over(standard)
+
+
+class PipelineConfig(Settings):
     """Everything a run needs to know.
 
     Attributes:
@@ -266,15 +366,20 @@ class PipelineConfig:
     root: str = DEFAULT_ROOT
     cache: bool = True
     data: DataConfig = DataConfig()
-    model: ModelChoice = dataclasses.field(default_factory=_default_choice)
-    trainer: TrainerConfig = TrainerConfig()
+    model: ModelChoice = pydantic.Field(default_factory=lambda: ModelChoice.of(DEFAULT_MODEL))
+    trainer: TrainingOptions = pydantic.Field(TrainingOptions(), validate_default=True)
     tuner: TunerConfig = TunerConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     validator: ValidatorConfig = ValidatorConfig()
     pusher: PusherConfig = PusherConfig()
-    beam: dict[str, BeamValue] = dataclasses.field(default_factory=dict)
+    beam: dict[str, BeamValue] = pydantic.Field(default_factory=dict)
     continuous: ContinuousConfig = ContinuousConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()
+
+    @pydantic.field_validator("trainer")
+    @classmethod
+    def _resolved(cls, options: TrainingOptions, info: pydantic.ValidationInfo) -> TrainingOptions:
+        return options.resolved(info.data["model"].spec.training)
 
     @property
     def servable(self) -> str:
@@ -285,21 +390,16 @@ class PipelineConfig:
         digits = "" if kept is None else "-only-" + "".join(map(str, kept))
         return self.model.name + digits
 
-    def training_options(self) -> dict[str, Any]:
-        """``trainer`` with the catalogue's values for what is None."""
-        values = dataclasses.asdict(self.trainer)
-        defaults = self.model.spec.training
-        for key in ("epochs", "batch_size", "learning_rate", "xla"):
-            if values[key] is None:
-                values[key] = getattr(defaults, key)
-        return values
+    def training_options(self) -> TrainingOptions:
+        """``trainer`` with the catalogue's values for what was not said."""
+        return self.trainer
 
     def warm_options(self) -> dict[str, Any]:
         """What of :meth:`training_options` is another in a warm start."""
-        options, own = self.training_options(), self.continuous
+        own = self.continuous
         return {
-            "epochs": own.warm_epochs or max(1, math.ceil(options["epochs"] / 3)),
-            "learning_rate": own.warm_learning_rate or options["learning_rate"],
+            "epochs": own.warm_epochs or max(1, math.ceil(self.trainer.epochs / 3)),
+            "learning_rate": own.warm_learning_rate or self.trainer.learning_rate,
         }
 
     def max_mse(self) -> float:
@@ -347,11 +447,9 @@ def read(path: str | None, assignments: Sequence[str] = ()) -> dict[str, Any]:
 
 def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineConfig:
     """Checks a mapping and makes a configuration of it; see :func:`load`."""
-    values = dict(values)
-    choice = _parse_model(values.pop("model", None), where)
-    config = _validate(PipelineConfig, values, where, prefix=())
-    config = dataclasses.replace(config, model=choice)
-    if config.trainer.streaming and getattr(choice.hyperparameters, "labels", None):
+    choice = _parse_model(values.get("model"), where)
+    config = _validate(PipelineConfig, {**values, "model": choice}, where)
+    if config.trainer.streaming and choice.hyperparameters.label_budget != 0:
         raise UserError(
             f"{where}: trainer.streaming: model {choice.name!r} looks at labels, "
             "which are chosen in memory"
@@ -370,21 +468,30 @@ def check_labels(config: PipelineConfig, labelled: int, where: str = "configurat
     Raises:
       UserError: Naming model and field.
     """
-    wanted = getattr(config.model.hyperparameters, "labels", None) or 0
-    if config.model.spec.needs_labels and not labelled:
+    wanted = config.model.hyperparameters.label_budget
+    if wanted is None and not labelled:
         raise UserError(
             f"{where}: model {config.model.name!r} learns from labels, and these images have none"
         )
-    if wanted > labelled:
+    if wanted is not None and wanted > labelled:
         raise UserError(
             f"{where}: model {config.model.name!r}, model.labels: {wanted:,} labels wanted, "
             f"but only {labelled:,} training images have one"
         )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``)."""
+# Errors of pydantic that say that a key is none.
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: ``1e-3`` is a number, and a date is a name as any other."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith("timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -441,77 +548,84 @@ def assign(values: dict[str, Any], assignment: str) -> None:
 
 def _parse_model(value: Any, where: str) -> ModelChoice:
     if value is None:
-        return _default_choice()
+        value = {}
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
         raise UserError(f"{where}: model: expected a name or a mapping with 'name'")
     given = dict(value)
-    name = given.pop("name", DEFAULT_MODEL)
     try:
-        spec = get_model_spec(str(name))
+        spec = get_model_spec(str(given.pop("name", DEFAULT_MODEL)))
     except UnknownModelError as e:
         raise UserError(f"{where}: {e}") from None
+    reference = spec.hyperparameters
     hyperparameters = _validate(
-        spec.hyperparameters, given, where, prefix=("model",), subject=f"model {spec.name!r}, "
+        type(reference), {**dict(reference), **given}, f"{where}: model {spec.name!r}", "model"
     )
-    return ModelChoice(spec.name, hyperparameters)
+    return ModelChoice(name=spec.name, hyperparameters=hyperparameters)
 
 
 def _validate(
-    schema: type, values: Mapping[str, Any], where: str, prefix: tuple[str, ...], subject: str = ""
-) -> Any:
-    _refuse_unknown(schema, values, where, prefix, subject)
+    schema: type[_Schema], values: Mapping[str, Any], where: str, section: str = ""
+) -> _Schema:
     try:
-        # By way of JSON, so that strictness still lets a list be a tuple.
-        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(schema)
-        return adapter.validate_json(json.dumps(values, default=str), strict=True)
+        return schema.model_validate(values)
     except pydantic.ValidationError as e:
-        error = e.errors(include_url=False)[0]
-        path = [str(part) for part in error["loc"] if not _is_union_member(part)]
-        key = ".".join([*prefix, *path])
-        reason = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "literal_error":
-            expected = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-            near = difflib.get_close_matches(str(error["input"]), expected, n=1, cutoff=0.5)
-            reason += f"; did you mean {near[0]!r}?" if near else ""
-        shown = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-        raise UserError(f"{where}: {subject}{key or 'configuration'}: {reason}{shown}") from None
+        errors = e.errors(include_url=False)
+        unknown = [error for error in errors if error["type"] in _UNKNOWN_KEY]
+        error = (unknown or errors)[0]
+        path = _path_into(values, error["loc"])
+        key = ".".join(map(str, (section, *path) if section else path))
+        if unknown:
+            problem = _unknown_key(key, _section_at(schema, path[:-1]))
+        else:
+            problem = f"{key or 'configuration'}: {_reason(error)}"
+        raise UserError(f"{where}{', ' if section else ': '}{problem}") from None
 
 
-def _is_union_member(part: int | str) -> bool:
-    """Whether a part of an error's location is a type's name, not a key."""
-    return isinstance(part, str) and not part.replace("_", "").isalnum()
+def _path_into(values: Any, location: Sequence[int | str]) -> list[int | str]:
+    """The part of an error's location that names keys, not members of a union."""
+    path = []
+    for part in location:
+        try:
+            values = values[part]
+        except (TypeError, KeyError, IndexError):
+            break
+        path.append(part)
+    return path
 
 
-def _refuse_unknown(
-    schema: type, values: Mapping[str, Any], where: str, prefix: tuple[str, ...], subject: str
-) -> None:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where}: {subject}{'.'.join(prefix)}: expected a mapping, got {values!r}")
-    hints = typing.get_type_hints(schema)
-    known = [field.name for field in dataclasses.fields(schema) if field.init]
-    for key, value in values.items():
-        full = ".".join([*prefix, str(key)])
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {'.'.join([*prefix, near[0]])!r}?"
-                if near
-                else f"known: {', '.join(known)}"
-            )
-            raise UserError(f"{where}: {subject}unknown key {full!r}; {hint}")
-        inner = _dataclass_of(hints[key])
-        if inner is not None:
-            _refuse_unknown(inner, value, where, (*prefix, key), subject)
-        elif typing.get_origin(hints[key]) is dict and isinstance(value, Mapping):
-            entry = _dataclass_of(typing.get_args(hints[key])[1])
-            if entry is not None:
-                for name, inner_value in value.items():
-                    _refuse_unknown(entry, inner_value, where, (*prefix, key, name), subject)
+def _section_at(schema: type[Settings], path: Sequence[int | str]) -> type[Settings]:
+    """The class of the section that ``path`` leads to."""
+    parts = iter(path)
+    for part in parts:
+        hint: Any = schema.model_fields[str(part)].annotation
+        if typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+            next(parts, None)
+        schema = hint
+    return schema
 
 
-def _dataclass_of(hint: Any) -> type | None:
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
-        return hint if dataclasses.is_dataclass(hint) else None
-    return None
+def _unknown_key(key: str, section: type[Settings]) -> str:
+    *parents, last = key.split(".")
+    near = difflib.get_close_matches(last, section.model_fields, n=1, cutoff=0.5)
+    if near:
+        return f"unknown key {key!r}; did you mean {'.'.join([*parents, *near])!r}?"
+    return f"unknown key {key!r}; known: {', '.join(section.model_fields)}"
+
+
+def _reason(error: Any) -> str:
+    """What is wrong with a value, and the value."""
+    given = error["input"]
+    if error["type"] in ("model_type", "dict_type"):
+        return f"expected a mapping, got {given!r}"
+    shown = "" if isinstance(given, dict) else f" (got {given!r})"
+    if error["type"] == "tuple_type":
+        return f"expected a list{shown}"
+    reason = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "literal_error":
+        expected = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        near = difflib.get_close_matches(str(given), expected, n=1, cutoff=0.5)
+        reason += f"; did you mean {near[0]!r}?" if near else ""
+    return reason + shown

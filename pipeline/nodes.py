@@ -43,6 +43,7 @@ from components.verdict_gate import VerdictGate
 from pipeline import code_digest, history
 from pipeline.beam_options import beam_args
 from pipeline.config import PipelineConfig
+from trainer.job import CustomConfig
 
 GOLDEN_GEN = "GoldenExampleGen"
 # Parameter of every component: which code it runs.
@@ -437,25 +438,22 @@ def serving_dir(config: PipelineConfig) -> str:
 
 def trainer_config(config: PipelineConfig) -> dict[str, Any]:
     """The Trainer's ``custom_config``: plain data, part of its cache key."""
-    return {
-        "model": config.model.name,
-        "hyperparameters": dataclasses.asdict(config.model.hyperparameters),
-        "options": config.training_options(),
-        "facts": {"servable": config.servable},
-    }
+    return CustomConfig(
+        model=config.model,
+        options=config.training_options(),
+        facts={"servable": config.servable},
+    ).to_dict()
 
 
 def tuner_config(config: PipelineConfig) -> dict[str, int]:
     """The Tuner's trials and their epochs."""
-    epochs = config.tuner.epochs or max(1, config.training_options()["epochs"] // 5)
+    epochs = config.tuner.epochs or max(1, config.training_options().epochs // 5)
     return {"trials": config.tuner.trials, "epochs": epochs}
 
 
 def reported_config(config: PipelineConfig) -> dict[str, Any]:
     """What a report shows of the configuration: what decides its figures, not where it ran."""
-    values = dataclasses.asdict(config)
-    values["model"] = {"name": config.model.name, **values["model"]["hyperparameters"]}
-    values["trainer"] = config.training_options()
+    values = config.model_dump()
     values["evaluator"]["max_mse"] = config.max_mse()
     for place in ("root", "cache", "beam"):
         del values[place]

@@ -9,7 +9,6 @@ TensorFlow wants that strategy made before anything else.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import itertools
 import json
@@ -26,7 +25,8 @@ import tensorflow as tf
 
 from trainer import data, monitoring, signatures, strategy, warm_start
 from trainer.checkpoint import Checkpointer
-from trainer.models import Hyperparameters, TrainingDefaults, build_model, get_model_spec
+from trainer.job import MULTI_WORKER, CustomConfig, TrainingJob
+from trainer.models import build_model
 from trainer.models.base import Autoencoder, per_image_mse
 from trainer.models.keras_api import keras
 
@@ -35,121 +35,27 @@ _logger = logging.getLogger(__name__)
 TRAINING_FILE = "training.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-    """How to train, resolved: nothing is left to a default.
-
-    Attributes:
-      epochs: Passes over the training split.
-      batch_size: Images a step and replica.
-      learning_rate: Of the model's optimizer.
-      xla: Whether to compile the step with XLA.
-      steps_per_execution: Steps a call of the training function.
-      mixed_precision: float16 on GPUs, bfloat16 on CPUs.
-      strategy: Name of the distribution strategy.
-      seed: Of weights, noise, permutations and the validation part.
-      validation_fraction: Part of the training split that is set aside for
-        early stopping and the anomaly threshold.
-      patience: Epochs without improvement before stopping; 0 never stops.
-      streaming: Read from the files in every epoch instead of memory.
-      anomaly_quantile: Of the validation errors; above it is an anomaly.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    xla: bool
-    steps_per_execution: int = 50
-    mixed_precision: bool = False
-    strategy: str = strategy.AUTO
-    seed: int = 0
-    validation_fraction: float = 0.05
-    patience: int = 10
-    streaming: bool = False
-    anomaly_quantile: float = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingJob:
-    """A training as plain data.
-
-    Attributes:
-      model: Name in the catalogue.
-      hyperparameters: Of the model, complete.
-      options: How to train.
-      train_files: Patterns of the training examples.
-      transform_savedmodel: Folder of Transform's graph.
-      model_dir: Where the SavedModel goes.
-      log_dir: Where TensorBoard logs and ``training.json`` go.
-      checkpoint_root: Where checkpoints of interrupted trainings are kept.
-      facts: What else the model's metadata should say.
-      base_model: Folder of the SavedModel to start from; "" starts afresh.
-    """
-
-    model: str
-    hyperparameters: dict[str, Any]
-    options: TrainingOptions
-    train_files: tuple[str, ...]
-    transform_savedmodel: str
-    model_dir: str
-    log_dir: str
-    checkpoint_root: str
-    facts: dict[str, Any]
-    base_model: str = ""
-
-    def digest(self) -> str:
-        """Tells trainings apart by all that decides their result."""
-        values = dataclasses.asdict(self)
-        for place in ("model_dir", "log_dir", "checkpoint_root"):
-            del values[place]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-    def to_json(self) -> str:
-        """The job as JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainingJob:
-        """The inverse of :meth:`to_json`."""
-        values = json.loads(text)
-        values["options"] = TrainingOptions(**values["options"])
-        values["train_files"] = tuple(values["train_files"])
-        return cls(**values)
-
-
 def run_fn(fn_args: Any) -> None:
     """Trains and exports the selected autoencoder.
 
     Args:
-      fn_args: TFX's ``FnArgs``. ``custom_config`` holds ``model``,
-        ``hyperparameters``, ``options`` and ``facts`` (see TrainingJob), and
-        ``warm``: the options that are others when there is a ``base_model``.
+      fn_args: TFX's ``FnArgs``; ``custom_config`` is a :class:`CustomConfig`.
     """
-    config = fn_args.custom_config
-    base_model = fn_args.base_model or ""
-    options = {**config["options"], **(config.get("warm", {}) if base_model else {})}
+    config = CustomConfig.model_validate(fn_args.custom_config)
     output_root = os.path.dirname(os.path.dirname(fn_args.model_run_dir.rstrip("/")))
-    job = TrainingJob(
-        model=config["model"],
-        hyperparameters=config["hyperparameters"],
-        options=TrainingOptions(**options),
-        train_files=tuple(fn_args.train_files),
-        transform_savedmodel=os.path.join(fn_args.transform_graph_path, "transform_fn"),
+    job = config.job(
+        fn_args,
+        base_model=fn_args.base_model or "",
         model_dir=fn_args.serving_model_dir,
         log_dir=fn_args.model_run_dir,
         checkpoint_root=os.path.join(output_root, "checkpoints"),
-        facts=config.get("facts", {}),
-        base_model=base_model,
     )
     if fn_args.hyperparameters:
-        from trainer import tuner_fn
-
-        job = tuner_fn.with_values(job, fn_args.hyperparameters["values"])
-    workers = config.get("workers")
-    if workers:
-        module, _, function = workers["launcher"].partition(":")
-        getattr(importlib.import_module(module), function)(job, workers)
-    elif job.options.strategy == strategy.MULTI_WORKER:
+        job = job.tuned(fn_args.hyperparameters["values"])
+    if config.workers:
+        module, _, function = config.workers["launcher"].partition(":")
+        getattr(importlib.import_module(module), function)(job, config.workers)
+    elif job.options.strategy == MULTI_WORKER:
         _train_in_own_process(job)
     else:
         train(job)
@@ -174,10 +80,10 @@ def _prepare(job: TrainingJob) -> _Session:
     keras.utils.set_random_seed(options.seed)
     preprocess = data.Preprocessor(job.transform_savedmodel)
     with distribution.scope():
-        model = build_model(job.model, _hyperparameters(job), seed=options.seed)
+        model = build_model(job.model.name, job.model.hyperparameters, seed=options.seed)
         restored = 0
         if job.base_model:
-            restored = warm_start.restore(model, job.model, job.base_model)
+            restored = warm_start.restore(model, job.model.name, job.base_model)
     training, validation = _load(job, model)
     return _Session(model, training, validation, preprocess, distribution, restored)
 
@@ -189,7 +95,7 @@ def _load(
     options = job.options
     if options.streaming:
         if model.uses_labels:
-            raise ValueError(f"trainer.streaming: model {job.model!r} looks at labels")
+            raise ValueError(f"trainer.streaming: model {job.model.name!r} looks at labels")
         return data.open_stream(job.train_files, options.validation_fraction)
     training, validation = data.split_validation(
         data.read_examples(job.train_files), options.validation_fraction, options.seed
@@ -200,7 +106,7 @@ def _load(
 def _checkpointer(job: TrainingJob, model: Autoencoder, root: str) -> Checkpointer:
     return Checkpointer(
         os.path.join(root, job.digest()),
-        monitor=getattr(model, "monitor", "val_loss"),
+        monitor=model.monitor,
         patience=job.options.patience,
     )
 
@@ -245,22 +151,22 @@ def _export(
     # A model of its own, outside the strategy: plain variables, nothing left of
     # the training.
     strategy.set_precision(False)
-    model = build_model(job.model, _hyperparameters(job), seed=options.seed)
+    model = build_model(job.model.name, job.model.hyperparameters, seed=options.seed)
     model.set_weights(session.model.get_weights())
     threshold = anomaly_threshold(
         model, session.validation, session.preprocess, options.anomaly_quantile
     )
     facts = {
         **job.facts,
-        "training": dataclasses.asdict(options),
+        "training": options.model_dump(),
         "training_images": len(session.training),
         "validation_images": len(session.validation),
     }
     if job.base_model:
         facts["warm_start"] = {"model": job.base_model, "restored": session.restored}
     served = signatures.ServedAutoencoder(model, session.preprocess, threshold)
-    signatures.export(served, get_model_spec(job.model), job.model_dir, facts=facts)
-    warm_start.save(model, job.model, job.model_dir)
+    signatures.export(served, job.model.spec, job.model_dir, facts=facts)
+    warm_start.save(model, job.model.name, job.model_dir)
     summary = {
         **timing,
         "epochs": len(history),
@@ -300,12 +206,7 @@ def _fit(
         with distribution.scope():
             model.begin_phase(phase)
             model.configure(
-                TrainingDefaults(
-                    epochs=options.epochs,
-                    batch_size=options.batch_size,
-                    learning_rate=options.learning_rate,
-                    xla=options.xla,
-                ),
+                options,
                 total_steps=steps * phase.epochs,
                 steps_per_execution=min(options.steps_per_execution, steps),
             )
@@ -325,7 +226,7 @@ def _fit(
             return data.training_batches(
                 training,
                 preprocess,
-                labelled_batch_size=getattr(model.hp, "labelled_batch_size", 0),
+                labelled_batch_size=model.labelled_batch_size,
                 **arguments,
             )
 
@@ -367,23 +268,9 @@ def _visible_labels(model: Autoencoder, examples: data.Examples, seed: int) -> d
     """Hides from the model what it must not see."""
     if not model.uses_labels:
         return examples.without_labels()
-    count = getattr(model.hp, "labels", None)
-    if count is None:
+    if model.hp.label_budget is None:
         return examples
-    return examples.with_labels(data.mask_labels(examples.labels, count, seed))
-
-
-def _hyperparameters(job: TrainingJob) -> Hyperparameters:
-    """The job's hyper-parameters as the model's dataclass."""
-    schema = get_model_spec(job.model).hyperparameters
-    init = {field.name for field in dataclasses.fields(schema) if field.init}
-    return schema(
-        **{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in job.hyperparameters.items()
-            if key in init
-        }
-    )
+    return examples.with_labels(data.mask_labels(examples.labels, model.hp.label_budget, seed))
 
 
 def _train_in_own_process(job: TrainingJob) -> None:

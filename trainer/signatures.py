@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from typing import Any
@@ -148,7 +147,7 @@ def export(served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict
         "source": spec.source,
         "code_size": served.model.hp.code_size,
         "abilities": [ability.value for ability in abilities],
-        "hyperparameters": dataclasses.asdict(served.model.hp),
+        "hyperparameters": served.model.hp.model_dump(),
         "parameters": served.model.parameter_count(),
         "prior": prior,
         "anomaly_threshold": float(served.threshold),

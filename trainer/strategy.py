@@ -8,13 +8,8 @@ import os
 
 import tensorflow as tf
 
+from trainer.job import AUTO, MIRRORED, MULTI_WORKER, NONE
 from trainer.models.keras_api import keras
-
-AUTO = "auto"
-MIRRORED = "mirrored"
-MULTI_WORKER = "multi_worker"
-NONE = "none"
-STRATEGIES = (AUTO, MIRRORED, MULTI_WORKER, NONE)
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +42,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
                 '"task": {"type": "worker", "index": 0}}'
             )
         return tf.distribute.MultiWorkerMirroredStrategy()
-    raise ValueError(f"unknown strategy {name!r} (known: {', '.join(STRATEGIES)})")
+    known = ", ".join((AUTO, MIRRORED, MULTI_WORKER, NONE))
+    raise ValueError(f"unknown strategy {name!r} (known: {known})")
 
 
 def is_chief() -> bool:

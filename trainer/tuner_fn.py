@@ -7,7 +7,6 @@ HyperParameters artifact.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from typing import Any, NamedTuple
@@ -15,9 +14,8 @@ from typing import Any, NamedTuple
 import keras_tuner
 
 from trainer import run_fn
-from trainer.models import get_model_spec
+from trainer.job import LEARNING_RATE, CustomConfig, TrainingJob
 
-LEARNING_RATE = "learning_rate"
 # Times the catalogue's learning rate.
 _RATE_RANGE = (0.3, 3.0)
 _OBJECTIVE = "val_mse"
@@ -37,7 +35,7 @@ class TrainingTuner(keras_tuner.Tuner):
     it to what it is good at, choosing and remembering.
     """
 
-    def __init__(self, job: run_fn.TrainingJob, trials: int, directory: str):
+    def __init__(self, job: TrainingJob, trials: int, directory: str):
         """Makes the tuner.
 
         Args:
@@ -56,15 +54,15 @@ class TrainingTuner(keras_tuner.Tuner):
                 seed=job.options.seed,
             ),
             directory=directory,
-            project_name=job.model,
+            project_name=job.model.name,
             overwrite=True,
         )
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trains with the trial's values and returns the best validation MSE."""
-        job = with_values(self._job, trial.hyperparameters.values)
         place = os.path.join(self._job.log_dir, trial.trial_id)
-        job = dataclasses.replace(job, log_dir=place, checkpoint_root=place)
+        job = self._job.tuned(trial.hyperparameters.values)
+        job = job.replaced(log_dir=place, checkpoint_root=place)
         return {_OBJECTIVE: min(epoch["val_mse"] for epoch in run_fn.train_only(job))}
 
     def load_model(self, trial: Any) -> None:
@@ -72,49 +70,33 @@ class TrainingTuner(keras_tuner.Tuner):
         raise NotImplementedError("trials keep no models; train with the best values")
 
 
-def search_space(job: run_fn.TrainingJob) -> keras_tuner.HyperParameters:
+def search_space(job: TrainingJob) -> keras_tuner.HyperParameters:
     """The model's declared choices, and the learning rate around its default.
 
     Choices are JSON, so that a tuple can be one.
     """
     space = keras_tuner.HyperParameters()
-    for name, values in get_model_spec(job.model).search_space.items():
+    for name, values in job.model.spec.search_space.items():
         space.Choice(name, [json.dumps(value) for value in values])
     low, high = (factor * job.options.learning_rate for factor in _RATE_RANGE)
     space.Float(LEARNING_RATE, low, high, sampling="log", default=job.options.learning_rate)
     return space
 
 
-def with_values(job: run_fn.TrainingJob, values: dict[str, Any]) -> run_fn.TrainingJob:
-    """The job with tuned values in place of its own."""
-    values = dict(values)
-    rate = values.pop(LEARNING_RATE, job.options.learning_rate)
-    chosen = {name: json.loads(value) for name, value in values.items()}
-    return dataclasses.replace(
-        job,
-        hyperparameters={**job.hyperparameters, **chosen},
-        options=dataclasses.replace(job.options, learning_rate=rate),
-    )
-
-
 def tuner_fn(fn_args: Any) -> TunerFnResult:
     """Called by TFX's Tuner.
 
     Args:
-      fn_args: TFX's ``FnArgs``; ``custom_config`` is the Trainer's, with
-        ``tuner`` holding ``trials`` and ``epochs``.
+      fn_args: TFX's ``FnArgs``; ``custom_config`` is a :class:`CustomConfig` with
+        ``tuner``.
     """
-    config = fn_args.custom_config
-    options = run_fn.TrainingOptions(**{**config["options"], "epochs": config["tuner"]["epochs"]})
-    job = run_fn.TrainingJob(
-        model=config["model"],
-        hyperparameters=config["hyperparameters"],
-        options=options,
-        train_files=tuple(fn_args.train_files),
-        transform_savedmodel=os.path.join(fn_args.transform_graph_path, "transform_fn"),
+    config = CustomConfig.model_validate(fn_args.custom_config)
+    assert config.tuner is not None
+    job = config.job(
+        fn_args,
         model_dir="",
         log_dir=os.path.join(fn_args.working_dir, "trials"),
         checkpoint_root="",
-        facts={},
     )
-    return TunerFnResult(TrainingTuner(job, config["tuner"]["trials"], fn_args.working_dir), {})
+    job = job.replaced(options=job.options.replaced(epochs=config.tuner.epochs), facts={})
+    return TunerFnResult(TrainingTuner(job, config.tuner.trials, fn_args.working_dir), {})

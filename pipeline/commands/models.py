@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import Any
@@ -26,8 +25,8 @@ def models(as_json: bool) -> None:
             "source": spec.source,
             "summary": spec.summary,
             "paper": spec.paper,
-            "hyperparameters": dataclasses.asdict(spec.hyperparameters()),
-            "training": dataclasses.asdict(spec.training),
+            "hyperparameters": spec.hyperparameters.model_dump(),
+            "training": spec.training.model_dump(),
         }
         for spec in CATALOGUE.values()
     ]

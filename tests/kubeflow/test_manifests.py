@@ -15,7 +15,7 @@ import yaml
 import kubeflow
 from kubeflow import compiler
 from pipeline import config
-from pipeline.cluster import METADATA_PASSWORD
+from pipeline.config import METADATA_PASSWORD
 from serving.server import config as serving_config
 
 PROJECT = pathlib.Path(kubeflow.__file__).resolve().parent.parent

@@ -69,14 +69,14 @@ def test_a_worker_that_does_not_know_the_others_says_what_it_needs():
 @pytest.fixture
 def job(tmp_path):
     """Makes training jobs, as the Trainer would write them."""
-    from trainer import run_fn
+    from trainer.job import TrainingJob, TrainingOptions
+    from trainer.models import ModelChoice
 
-    def make(name: str) -> run_fn.TrainingJob:
+    def make(name: str) -> TrainingJob:
         options = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3, "xla": False}
-        return run_fn.TrainingJob(
-            model="simple",
-            hyperparameters={"code_size": 32},
-            options=run_fn.TrainingOptions(**options),
+        return TrainingJob(
+            model=ModelChoice.of("simple", code_size=32),
+            options=TrainingOptions(**options),
             train_files=("examples/*.gz",),
             transform_savedmodel="transform_fn",
             model_dir=str(tmp_path / name / "model"),

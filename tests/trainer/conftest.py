@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 
 import pytest
@@ -10,8 +9,8 @@ import tensorflow as tf
 
 from components import features, preprocessing
 from components.mnist_example_gen import executor as example_gen
-from trainer import run_fn
-from trainer.models import get_model_spec
+from trainer.job import TrainingJob, TrainingOptions
+from trainer.models import ModelChoice
 
 
 @pytest.fixture(scope="session")
@@ -52,25 +51,21 @@ def training_files(tmp_path_factory, digits) -> str:
 def make_job(tmp_path, training_files, transform_savedmodel):
     """Makes training jobs; keyword arguments are options."""
 
-    def make(model="simple", name="job", hyperparameters=None, **options) -> run_fn.TrainingJob:
-        spec = get_model_spec(model)
+    def make(model="simple", name="job", hyperparameters=None, **options) -> TrainingJob:
+        choice = ModelChoice.of(model, **(hyperparameters or {}))
         values = {
             "epochs": 3,
             "batch_size": 128,
-            "learning_rate": spec.training.learning_rate,
+            "learning_rate": choice.spec.training.learning_rate,
             "xla": False,
             "steps_per_execution": 4,
             "patience": 0,
             **options,
         }
         folder = pathlib.Path(tmp_path) / name
-        return run_fn.TrainingJob(
-            model=model,
-            hyperparameters={
-                **dataclasses.asdict(spec.hyperparameters()),
-                **(hyperparameters or {}),
-            },
-            options=run_fn.TrainingOptions(**values),
+        return TrainingJob(
+            model=choice,
+            options=TrainingOptions(**values),
             train_files=(training_files,),
             transform_savedmodel=transform_savedmodel,
             model_dir=str(folder / "model"),

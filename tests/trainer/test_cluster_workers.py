@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 
@@ -35,7 +34,7 @@ def test_two_processes_train_like_one(make_job):
 
 
 def test_a_worker_that_fails_ends_the_training_and_the_others(make_job):
-    broken = dataclasses.replace(make_job("simple", "broken"), train_files=("/nowhere/*",))
+    broken = make_job("simple", "broken").replaced(train_files=("/nowhere/*",))
     with pytest.raises(RuntimeError, match=r"worker \d of 2 failed: .*no file matches"):
         workers.launch(broken, SETTINGS)
     assert not os.path.exists(broken.model_dir)

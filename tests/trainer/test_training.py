@@ -153,7 +153,8 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 count = int(os.environ["LOGICAL_DEVICES"])
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
 from trainer import run_fn
-run_fn.train(run_fn.TrainingJob.from_json(open(sys.argv[1]).read()))
+from trainer.job import TrainingJob
+run_fn.train(TrainingJob.from_json(open(sys.argv[1]).read()))
 """
 
 

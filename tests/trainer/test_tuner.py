@@ -9,9 +9,8 @@ from trainer.models import get_model_spec
 class FnArgs:
     def __init__(self, job, working_dir):
         self.custom_config = {
-            "model": job.model,
-            "hyperparameters": job.hyperparameters,
-            "options": {**vars(job.options), "epochs": 50},
+            "model": job.model.model_dump(mode="json"),
+            "options": {**job.options.model_dump(), "epochs": 50},
             "tuner": {"trials": 3, "epochs": 2},
         }
         self.train_files = list(job.train_files)
@@ -38,18 +37,18 @@ def test_the_best_of_the_trials_wins_and_reaches_the_training(make_job, tmp_path
     assert len({trial.options.learning_rate for _, trial in tried}) == 3
     best = result.tuner.get_best_hyperparameters()[0].get_config()
     winner = min(tried, key=lambda item: item[0])[1]
-    tuned = tuner_fn.with_values(job, json.loads(json.dumps(best))["values"])
+    tuned = job.tuned(json.loads(json.dumps(best))["values"])
     assert tuned.options.learning_rate == winner.options.learning_rate
-    assert tuned.hyperparameters == winner.hyperparameters
+    assert tuned.model == winner.model
     assert tuned.options.epochs == job.options.epochs
 
 
 @pytest.mark.parametrize("model", ["best", "deep", "conv", "vae"])
 def test_a_search_space_names_hyperparameters_of_its_model(make_job, model):
     space = tuner_fn.search_space(make_job(model))
-    schema = get_model_spec(model).hyperparameters
-    for name, values in get_model_spec(model).search_space.items():
+    spec = get_model_spec(model)
+    for name, values in spec.search_space.items():
         for value in values:
-            schema(**{name: value})
+            spec.hyperparameters.replaced(**{name: value})
         assert name in space.values
     assert tuner_fn.LEARNING_RATE in space.values

@@ -1,4 +1,3 @@
-import dataclasses
 import glob
 import json
 import os
@@ -27,8 +26,8 @@ def test_every_variable_comes_back(tmp_path, name):
 def test_another_architecture_is_refused_and_nothing_is_changed(tmp_path):
     folder = str(tmp_path / "model" / "Format-Serving")
     warm_start.save(build_model("simple", seed=1), "simple", folder)
-    spec = get_model_spec("simple")
-    other = build_model("simple", spec.hyperparameters(code_size=16), seed=2)
+    reference = get_model_spec("simple").hyperparameters
+    other = build_model("simple", reference.replaced(code_size=16), seed=2)
     before = other.get_weights()
     with pytest.raises(warm_start.WarmStartError, match="--cold"):
         warm_start.restore(other, "simple", folder)
@@ -51,12 +50,11 @@ def test_a_warm_start_needs_half_the_epochs_at_most(make_job, training_files, ca
     """On digits that the base model has not seen."""
     files = sorted(glob.glob(training_files))
     options = {"epochs": 10, "batch_size": 64}
-    base = dataclasses.replace(make_job(model, "base", **options), train_files=(files[0],))
+    base = make_job(model, "base", **options).replaced(train_files=(files[0],))
     run_fn.train(base)
-    cold = dataclasses.replace(make_job(model, "cold", **options), train_files=(files[1],))
+    cold = make_job(model, "cold", **options).replaced(train_files=(files[1],))
     run_fn.train(cold)
-    warm = dataclasses.replace(
-        make_job(model, "warm", epochs=5, batch_size=64),
+    warm = make_job(model, "warm", epochs=5, batch_size=64).replaced(
         train_files=(files[1],),
         base_model=base.model_dir,
     )
@@ -71,4 +69,4 @@ def test_a_warm_start_needs_half_the_epochs_at_most(make_job, training_files, ca
 
 def test_another_base_is_another_training(make_job):
     job = make_job()
-    assert dataclasses.replace(job, base_model="/elsewhere").digest() != job.digest()
+    assert job.replaced(base_model="/elsewhere").digest() != job.digest()

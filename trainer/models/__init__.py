@@ -13,6 +13,7 @@ from trainer.models.catalogue import (
     CATALOGUE,
     Ability,
     Hyperparameters,
+    ModelChoice,
     ModelSpec,
     TrainingDefaults,
     UnknownModelError,
@@ -26,6 +27,7 @@ __all__ = [
     "CATALOGUE",
     "Ability",
     "Hyperparameters",
+    "ModelChoice",
     "ModelSpec",
     "TrainingDefaults",
     "UnknownModelError",
@@ -41,8 +43,7 @@ def build_model(
 
     Args:
       name: A name of the catalogue.
-      hyperparameters: An instance of the entry's dataclass; its defaults when
-        None.
+      hyperparameters: As the entry's; the reference form when None.
       seed: Fixes the initial weights and every random draw of the training.
 
     Returns:
@@ -54,10 +55,10 @@ def build_model(
     """
     spec = get_model_spec(name)
     if hyperparameters is None:
-        hyperparameters = spec.hyperparameters()
-    if not isinstance(hyperparameters, spec.hyperparameters):
+        hyperparameters = spec.hyperparameters
+    if not isinstance(hyperparameters, type(spec.hyperparameters)):
         raise TypeError(
-            f"model {name!r} takes {spec.hyperparameters.__name__}, "
+            f"model {name!r} takes {type(spec.hyperparameters).__name__}, "
             f"not {type(hyperparameters).__name__}"
         )
     module_name, class_name = spec.implementation.split(":")

@@ -9,7 +9,11 @@ import tensorflow as tf
 from trainer.models.base import PIXELS
 from trainer.models.catalogue import TrainingDefaults
 from trainer.models.generative import DIGITS, Generative, digits_of_seeds
-from trainer.models.hyperparameters import AaeHyperparameters, SupervisedAaeHyperparameters
+from trainer.models.hyperparameters import (
+    AaeHyperparameters,
+    AdversarialHyperparameters,
+    SupervisedAaeHyperparameters,
+)
 from trainer.models.keras_api import keras
 from trainer.models.layers import dense_decoder, dense_encoder, dense_layers
 
@@ -55,7 +59,7 @@ class Adversarial(Generative):
     ``discriminator``.
     """
 
-    hp: AaeHyperparameters
+    hp: AdversarialHyperparameters
     term_names: tuple[str, ...] = (
         "loss",
         "reconstruction",
@@ -66,7 +70,7 @@ class Adversarial(Generative):
         "code_stddev",
     )
 
-    def __init__(self, hyperparameters: AaeHyperparameters, *, seed: int = 0):
+    def __init__(self, hyperparameters: AdversarialHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
         self.prior_stddev = hyperparameters.prior_stddev
         self.discriminators: list[keras.Sequential] = []
@@ -117,7 +121,12 @@ class Adversarial(Generative):
 class AdversarialAutoencoder(Adversarial):
     """784-1000-1000-2 and back, matched to a normal prior (002)."""
 
-    def __init__(self, hyperparameters: AaeHyperparameters, *, seed: int = 0):
+    def __init__(
+        self,
+        hyperparameters: AaeHyperparameters | SupervisedAaeHyperparameters,
+        *,
+        seed: int = 0,
+    ):
         super().__init__(hyperparameters, seed=seed)
         hp = hyperparameters
         self.encoder = dense_encoder(self, hp.hidden, hp.code_size, code_activation=None)
@@ -164,11 +173,7 @@ class SupervisedAae(AdversarialAutoencoder):
     is decoded with no digit at all.
     """
 
-    uses_labels = True
     decoder_uses_labels = True
-
-    def __init__(self, hyperparameters: SupervisedAaeHyperparameters, *, seed: int = 0):
-        super().__init__(hyperparameters, seed=seed)
 
     def decode_digit(self, code: tf.Tensor, labels: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Style float [n, d] and digits int64 [n] (-1: none) to raw output [n, 28, 28]."""

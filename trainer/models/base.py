@@ -98,7 +98,7 @@ class Autoencoder(keras.Model):
       phase: The phase that it is in.
       sigmoid_output: Whether ``decode_output`` gives logits (else values).
       loss_kind: "bce" or "mse", the reconstruction loss.
-      uses_labels: Whether training looks at labels.
+      monitor: The log whose minimum tells the best epoch.
       decoder_uses_labels: Whether ``decode`` takes a digit beside the code.
       labelled_batch_size: How many labelled examples every training batch of a
         replica ends with, behind the ``batch_size`` others; 0 for none.
@@ -107,7 +107,7 @@ class Autoencoder(keras.Model):
 
     sigmoid_output: bool = True
     loss_kind: str = "bce"
-    uses_labels: bool = False
+    monitor: str = "val_loss"
     decoder_uses_labels: bool = False
     labelled_batch_size: int = 0
     term_names: tuple[str, ...] = ("loss",)
@@ -137,6 +137,11 @@ class Autoencoder(keras.Model):
         self._mse_tracker = keras.metrics.Mean(name="mse")
 
     # What a model is.
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether training looks at labels."""
+        return self.hp.label_budget != 0
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Images float [n, 28, 28] in [0, 1] to codes float [n, d], deterministic."""
@@ -303,7 +308,7 @@ class Autoencoder(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Hyper-parameters and seed, enough to build the model again."""
-        return {"hyperparameters": dataclasses.asdict(self.hp), "seed": self.seed}
+        return {"hyperparameters": self.hp.model_dump(), "seed": self.seed}
 
     def parameter_count(self) -> int:
         """Number of trainable weights."""

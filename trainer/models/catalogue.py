@@ -11,12 +11,13 @@ import dataclasses
 import difflib
 import enum
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge
+import pydantic
 
 from trainer.models import hyperparameters as hps
-from trainer.models.hyperparameters import Hyperparameters, Positive, Units
+from trainer.models.hyperparameters import Hyperparameters
+from trainer.models.settings import PositiveFloat, PositiveInt, Settings
 
 
 class Ability(str, enum.Enum):
@@ -38,22 +39,21 @@ class UnknownModelError(ValueError):
         super().__init__(f"unknown model {name!r}{hint} (known: {', '.join(CATALOGUE)})")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingDefaults:
+class TrainingDefaults(Settings):
     """How a model is trained when the configuration does not say otherwise.
 
     Attributes:
       epochs: Passes over the training split.
       batch_size: Images a step, per replica.
-      learning_rate: Of the model's optimizer.
+      learning_rate: Learning rate of the model's optimizer.
       xla: Whether to compile the step with XLA: faster for deep dense models,
         slower for shallow ones and three times slower for convolutions, on a CPU
         (measured).
     """
 
-    epochs: Annotated[int, Ge(0)] = 50
-    batch_size: Units = 256
-    learning_rate: Positive = 1e-3
+    epochs: PositiveInt = 50
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 1e-3
     xla: bool = True
 
 
@@ -67,7 +67,7 @@ class ModelSpec:
       source: The tutorial that teaches it.
       paper: The paper behind it, or "".
       correction: What the source got wrong and what is done here instead, or "".
-      hyperparameters: Dataclass whose defaults are the reference form.
+      hyperparameters: The reference form.
       training: Training defaults.
       implementation: ``module:Class`` of the ``Autoencoder`` subclass.
       abilities: What it can do in the reference form; see :meth:`abilities_of`.
@@ -75,13 +75,12 @@ class ModelSpec:
       max_mse: Absolute bound on the mean eval MSE for a blessing. A collapsed
         model (mean image .0675, black .114) is above it.
       search_space: Hyper-parameters worth tuning, each with the values to try.
-      needs_labels: Whether every training image must have a label.
     """
 
     name: str
     summary: str
     source: str
-    hyperparameters: type[Hyperparameters]
+    hyperparameters: Hyperparameters
     training: TrainingDefaults
     implementation: str
     parameters: int
@@ -90,16 +89,55 @@ class ModelSpec:
     correction: str = ""
     abilities: tuple[Ability, ...] = (Ability.ENCODE, Ability.DECODE)
     search_space: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    needs_labels: bool = False
 
     @property
     def code_size(self) -> int:
         """Floats in a code, in the reference form."""
-        return self.hyperparameters().code_size
+        return self.hyperparameters.code_size
 
     def abilities_of(self, hyperparameters: Hyperparameters) -> tuple[Ability, ...]:
         """What the model can do with these hyper-parameters, e.g. without labels."""
         return tuple(a for a in self.abilities if a.value not in hyperparameters.disabled)
+
+
+class ModelChoice(Settings):
+    """A model of the catalogue with hyper-parameters; as data, one flat mapping.
+
+    Attributes:
+      name: Its name in the catalogue.
+      hyperparameters: All of them.
+    """
+
+    name: str
+    hyperparameters: pydantic.SerializeAsAny[Hyperparameters]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Its catalogue entry."""
+        return get_model_spec(self.name)
+
+    @classmethod
+    def of(cls, name: str, **values: Any) -> ModelChoice:
+        """The model called ``name``, with other values than the reference form's.
+
+        Raises:
+          UnknownModelError: No such model.
+          pydantic.ValidationError: No such hyper-parameter, or a bad value.
+        """
+        spec = get_model_spec(name)
+        return cls(name=name, hyperparameters=spec.hyperparameters.replaced(**values))
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_flat(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "hyperparameters" not in values:
+            return dict(cls.of(**values))
+        return values
+
+    @pydantic.model_serializer
+    def _flat(self, info: pydantic.SerializationInfo) -> dict[str, Any]:
+        own = self.hyperparameters.model_dump(mode=info.mode, round_trip=info.round_trip)
+        return {"name": self.name, **own}
 
 
 BARP = "000: Implementing a Simple Auto-Encoder in TensorFlow (E. Barp)"
@@ -125,7 +163,7 @@ _ENTRIES = (
         summary="C16/2-C32/2-256-32 linear-256-1568-C64-C4, depth to space, BCE, Muon",
         source=OWN,
         paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
-        hyperparameters=hps.BestHyperparameters,
+        hyperparameters=hps.BestHyperparameters(),
         training=TrainingDefaults(epochs=13, batch_size=512, learning_rate=0.025, xla=False),
         implementation="trainer.models.best:Best",
         parameters=828_804,
@@ -141,7 +179,7 @@ _ENTRIES = (
             "Glorot's); RMSProp at .005 overshoots, .001 does not. The loss is a mean, not a sum "
             "over the batch. The tutorial's form: initial_stddev=1."
         ),
-        hyperparameters=hps.LowLevelHyperparameters,
+        hyperparameters=hps.LowLevelHyperparameters(),
         training=TrainingDefaults(epochs=10, batch_size=64),
         implementation="trainer.models.low_level:LowLevel",
         parameters=201_616,
@@ -157,9 +195,9 @@ _ENTRIES = (
             "after 5 epochs); linear hidden layers make it PCA; undefined names; the last 32 "
             "images dropped. The linear form: activation=linear, code_activation=linear."
         ),
-        hyperparameters=hps.SequentialHyperparameters,
+        hyperparameters=hps.DenseHyperparameters(code_size=128, hidden=(256,)),
         training=TrainingDefaults(epochs=10, batch_size=64),
-        implementation="trainer.models.dense:DenseAutoencoder",
+        implementation="trainer.models.dense:SequentialAutoencoder",
         parameters=334_992,
         max_mse=0.03,
         search_space={"code_size": (64, 128), "hidden": ((256,), (512,))},
@@ -172,7 +210,7 @@ _ENTRIES = (
             "A linear output gives grey levels from -.60 to 1.78 (output=linear keeps it, clipped "
             "when serving); batches of 4 without a shuffle take twenty times as long."
         ),
-        hyperparameters=hps.FullyConnectedHyperparameters,
+        hyperparameters=hps.DenseHyperparameters(code_size=16, hidden=(64, 32), loss="mse"),
         training=TrainingDefaults(epochs=50, batch_size=128, xla=False),
         implementation="trainer.models.dense:DenseAutoencoder",
         parameters=106_464,
@@ -187,7 +225,7 @@ _ENTRIES = (
             "A sigmoid output under MSE collapses to black for most seeds (MSE .114); a linear "
             "one, clipped when serving, never did. The tutorial's form: output=sigmoid."
         ),
-        hyperparameters=hps.ConvMseHyperparameters,
+        hyperparameters=hps.ConvHyperparameters(output="linear", loss="mse"),
         training=TrainingDefaults(epochs=12, batch_size=128, xla=False),
         implementation="trainer.models.conv:ConvAutoencoder",
         parameters=4_385,
@@ -203,7 +241,7 @@ _ENTRIES = (
             "Noise was drawn once for the whole training, here afresh for every step; MSE "
             "collapses to black as in conv_mse, BCE does not. The tutorial's form: loss=mse."
         ),
-        hyperparameters=hps.ConvDenoisingHyperparameters,
+        hyperparameters=hps.ConvDenoisingHyperparameters(),
         training=TrainingDefaults(epochs=12, batch_size=64, learning_rate=3e-3, xla=False),
         implementation="trainer.models.denoising:ConvDenoising",
         parameters=4_385,
@@ -221,7 +259,7 @@ _ENTRIES = (
             "mean against a summed KL: the posterior collapsed (KL 1e-5, no active unit). Linear "
             "heads of their own, both terms summed per image."
         ),
-        hyperparameters=hps.ConvVaeHyperparameters,
+        hyperparameters=hps.ConvVaeHyperparameters(),
         training=TrainingDefaults(epochs=10, batch_size=128, xla=False),
         implementation="trainer.models.variational:ConvVae",
         parameters=5_553,
@@ -234,7 +272,9 @@ _ENTRIES = (
         summary="784-1000-1000-2 linear-1000-1000-784 sigmoid, MSE",
         source=WIZARD,
         correction="Adam at .01 dies at once (MSE .117); .001.",
-        hyperparameters=hps.Mlp2dHyperparameters,
+        hyperparameters=hps.DenseHyperparameters(
+            code_size=2, hidden=(1000, 1000), code_activation="linear", loss="mse"
+        ),
         training=TrainingDefaults(epochs=10, batch_size=128),
         implementation="trainer.models.dense:DenseAutoencoder",
         parameters=3_576_786,
@@ -250,7 +290,7 @@ _ENTRIES = (
             "Three optimizers of equal rate on losses of unequal size: either the prior is missed "
             "or the image. One Adam on the summed BCE + 10 x the generator's loss balances them."
         ),
-        hyperparameters=hps.AaeHyperparameters,
+        hyperparameters=hps.AaeHyperparameters(),
         training=TrainingDefaults(epochs=5, batch_size=128),
         implementation="trainer.models.adversarial:AdversarialAutoencoder",
         parameters=4_581_787,
@@ -264,11 +304,10 @@ _ENTRIES = (
         source=WIZARD,
         paper=AAE_PAPER,
         correction="As aae. Without a label, serving takes the digit that reconstructs best.",
-        hyperparameters=hps.SupervisedAaeHyperparameters,
+        hyperparameters=hps.SupervisedAaeHyperparameters(),
         training=TrainingDefaults(epochs=5, batch_size=64),
         implementation="trainer.models.adversarial:SupervisedAae",
         parameters=4_630_800,
-        needs_labels=True,
         max_mse=0.04,
         abilities=_GENERATIVE,
         search_space={"adversarial_weight": (2.0, 5.0, 10.0), "code_size": (10, 15, 20)},
@@ -283,7 +322,7 @@ _ENTRIES = (
             "every step sees labelled images, slightly distorted, and asks that a distorted image "
             "keeps its digit. The tutorial's form: consistency=0, distortion=0."
         ),
-        hyperparameters=hps.SemiSupervisedAaeHyperparameters,
+        hyperparameters=hps.SemiSupervisedAaeHyperparameters(),
         training=TrainingDefaults(epochs=10, batch_size=128),
         implementation="trainer.models.semi_supervised:SemiSupervisedAae",
         parameters=5_638_806,
@@ -295,7 +334,7 @@ _ENTRIES = (
         name="simple",
         summary="784-32 relu-784 sigmoid, BCE",
         source=KERAS_BLOG,
-        hyperparameters=hps.SimpleHyperparameters,
+        hyperparameters=hps.DenseHyperparameters(),
         training=TrainingDefaults(epochs=50, batch_size=256, xla=False),
         implementation="trainer.models.dense:DenseAutoencoder",
         parameters=50_992,
@@ -311,7 +350,7 @@ _ENTRIES = (
             "units hardly (.965 to .932), which is therefore reported. Keras 3.12 sums it over "
             "the batch, which kills the model; here it is averaged."
         ),
-        hyperparameters=hps.SparseHyperparameters,
+        hyperparameters=hps.SparseHyperparameters(),
         training=TrainingDefaults(epochs=100, batch_size=256, xla=False),
         implementation="trainer.models.dense:SparseAutoencoder",
         parameters=50_992,
@@ -323,7 +362,7 @@ _ENTRIES = (
         summary="784-128-64-32-64-128-784 relu, sigmoid output, BCE",
         source=KERAS_BLOG,
         paper=DEEP_PAPER,
-        hyperparameters=hps.DeepHyperparameters,
+        hyperparameters=hps.DenseHyperparameters(hidden=(128, 64)),
         training=TrainingDefaults(epochs=100, batch_size=256),
         implementation="trainer.models.dense:DenseAutoencoder",
         parameters=222_384,
@@ -338,7 +377,7 @@ _ENTRIES = (
         summary="C16-P-C8-P-C8-P, code 4x4x8, C8-U-C8-U-C16-U-C1 sigmoid, BCE",
         source=KERAS_BLOG,
         correction="Called better than the dense models for a loss of .094; theirs is lower.",
-        hyperparameters=hps.ConvHyperparameters,
+        hyperparameters=hps.ConvHyperparameters(),
         training=TrainingDefaults(epochs=12, batch_size=128, learning_rate=2e-3, xla=False),
         implementation="trainer.models.conv:ConvAutoencoder",
         parameters=4_385,
@@ -351,7 +390,7 @@ _ENTRIES = (
         source=KERAS_BLOG,
         paper=DENOISING_PAPER,
         correction="Noise was drawn once for the whole training; here afresh for every step.",
-        hyperparameters=hps.DenoisingHyperparameters,
+        hyperparameters=hps.ConvDenoisingHyperparameters(filters=(32, 32)),
         training=TrainingDefaults(epochs=5, batch_size=128, xla=False),
         implementation="trainer.models.denoising:ConvDenoising",
         parameters=28_353,
@@ -367,7 +406,7 @@ _ENTRIES = (
             "The decoder's LSTM was as wide as its output, 28, and tanh cannot reach white; here "
             "it is wider and a dense sigmoid makes the row. No loss was given."
         ),
-        hyperparameters=hps.LstmHyperparameters,
+        hyperparameters=hps.LstmHyperparameters(),
         training=TrainingDefaults(epochs=10, batch_size=128, learning_rate=3e-3, xla=False),
         implementation="trainer.models.recurrent:LstmAutoencoder",
         parameters=93_852,
@@ -384,7 +423,7 @@ _ENTRIES = (
             "here exp(s/2) and deviation 1. Codes of up to 15 deviations were drawn for a picture "
             "that ends at 3."
         ),
-        hyperparameters=hps.VaeHyperparameters,
+        hyperparameters=hps.VaeHyperparameters(),
         training=TrainingDefaults(epochs=30, batch_size=128, xla=False),
         implementation="trainer.models.variational:Vae",
         parameters=101_652,
@@ -402,7 +441,7 @@ _ENTRIES = (
             "here it is averaged, and 1.5 leaves more units alive (402 against 277 of 500). The "
             "last batch was dropped and the test loss taken on corrupted sums."
         ),
-        hyperparameters=hps.TiedDenoisingHyperparameters,
+        hyperparameters=hps.TiedDenoisingHyperparameters(),
         training=TrainingDefaults(epochs=20, batch_size=128, learning_rate=1.5),
         implementation="trainer.models.tied:TiedDenoising",
         parameters=393_284,
@@ -419,7 +458,7 @@ _ENTRIES = (
             "Sizes, epochs and the classifier were left out. From scratch the same network "
             "reaches BCE .141 in 10 epochs, after layer-wise training .085."
         ),
-        hyperparameters=hps.StackedHyperparameters,
+        hyperparameters=hps.StackedHyperparameters(),
         training=TrainingDefaults(epochs=10, batch_size=128),
         implementation="trainer.models.stacked:Stacked",
         parameters=1_578_428,

@@ -10,7 +10,7 @@ from trainer.models.layers import conv_decoder, conv_encoder
 class ConvAutoencoder(Autoencoder):
     """Convolutions with max-pooling, then up-sampling back (001, 003).
 
-    ``conv`` and ``conv_mse`` are this class with different defaults.
+    ``conv`` and ``conv_mse`` are this class with other values.
     """
 
     def __init__(self, hyperparameters: ConvHyperparameters, *, seed: int = 0):

@@ -12,9 +12,14 @@ from trainer.models.layers import dense_decoder, dense_encoder
 class DenseAutoencoder(Autoencoder):
     """784-hidden-code-hidden-784; its hyper-parameters make it one tutorial's or another's.
 
-    ``simple`` and ``deep`` (003), ``sequential`` (000), ``fully_connected``
-    (001) and ``mlp_2d`` (002) are this class with different defaults.
+    ``simple`` and ``deep`` (003), ``fully_connected`` (001) and ``mlp_2d`` (002)
+    are this class with other values.
+
+    Attributes:
+      mirrored: Whether the decoder has the encoder's hidden layers, reversed.
     """
+
+    mirrored: bool = True
 
     def __init__(self, hyperparameters: DenseHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
@@ -28,7 +33,14 @@ class DenseAutoencoder(Autoencoder):
             activation=hp.activation,
             code_activation=hp.code_activation,
         )
-        self.decoder = dense_decoder(self, hp.mirrored, activation=hp.activation)
+        widths = hp.hidden[::-1] if self.mirrored else ()
+        self.decoder = dense_decoder(self, widths, activation=hp.activation)
+
+
+class SequentialAutoencoder(DenseAutoencoder):
+    """A dense autoencoder whose decoder is one layer, whatever the encoder (000)."""
+
+    mirrored = False
 
 
 class SparseAutoencoder(DenseAutoencoder):

@@ -1,31 +1,36 @@
-"""The hyper-parameters of every autoencoder, one dataclass each.
+"""The hyper-parameters of the autoencoders, one class a family.
 
-Defaults are the reference form. Bounds of a field stand in its annotation,
-which :mod:`pipeline.config` enforces before a run starts; rules that join
-fields stand in ``__post_init__`` and name the field that breaks them.
+What differs among the models of a family only by its values stands in their
+catalogue entries. Every bound is declared here, once: configuration, tuner and
+training all take these classes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Len, Lt, MultipleOf
+import pydantic
+from annotated_types import Ge, Len, MultipleOf
 
-Units = Annotated[int, Ge(1)]
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
+from trainer.models.settings import (
+    Count,
+    FractionOrZero,
+    ListOf,
+    NonNegative,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+)
+
 Activation = Literal["relu", "linear", "sigmoid", "tanh", "silu"]
 Output = Literal["sigmoid", "linear"]
 Loss = Literal["bce", "mse"]
 
-_PIXELS = 28 * 28
+_SIDE = 28
+_PIXELS = _SIDE * _SIDE
 
 
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(Settings):
     """Base of every model's hyper-parameters.
 
     Attributes:
@@ -35,64 +40,72 @@ class Hyperparameters:
 
     overcomplete: ClassVar[bool] = False
 
+    if TYPE_CHECKING:
+
+        @property
+        def code_size(self) -> int:
+            """Floats in a code: a field where it can be chosen, else a property."""
+
     @property
-    def code_size(self) -> int:
-        """Floats in a code; a field where it can be chosen."""
-        raise NotImplementedError
+    def label_budget(self) -> int | None:
+        """Labelled training images that the model learns from; None is all there are."""
+        return 0
 
     @property
     def disabled(self) -> frozenset[str]:
         """Abilities of the reference form that these hyper-parameters switch off."""
         return frozenset()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuses a code that the image could be copied into."""
         if self.code_size > _PIXELS and not self.overcomplete:
             raise ValueError(
                 f"code_size: a code of {self.code_size} floats is larger than the image "
                 f"({_PIXELS} pixels), so the model could copy it"
             )
-        _check_output(getattr(self, "output", "sigmoid"), getattr(self, "loss", "bce"))
 
 
-def _check_output(output: str, loss: str) -> None:
+class SizedCode(Hyperparameters):
+    """Base where the code's size can be chosen.
+
+    Attributes:
+      code_size: Floats in a code.
+    """
+
+    code_size: PositiveInt = 32
+
+
+def _check_output(output: Output, loss: Loss) -> None:
     if output == "linear" and loss == "bce":
         raise ValueError("loss: bce needs output=sigmoid, a linear output leaves [0, 1]")
 
 
-@dataclasses.dataclass(frozen=True)
-class DenseHyperparameters(Hyperparameters):
+class DenseHyperparameters(SizedCode):
     """784-hidden-code-hidden reversed-784.
 
     Attributes:
       code_size: Floats in a code.
       hidden: Widths between image and code; the decoder mirrors them.
-      activation: Of the hidden layers.
-      code_activation: Of the code.
+      activation: Activation of the hidden layers.
+      code_activation: Activation of the code.
       output: A sigmoid, or linear and clipped to [0, 1] when serving.
       loss: Binary cross-entropy or mean squared error.
     """
 
-    code_size: Units = 32
-    hidden: tuple[Units, ...] = ()
+    hidden: ListOf[PositiveInt] = ()
     activation: Activation = "relu"
     code_activation: Activation = "relu"
     output: Output = "sigmoid"
     loss: Loss = "bce"
 
-    @property
-    def mirrored(self) -> tuple[int, ...]:
-        """Widths between code and image."""
-        return self.hidden[::-1]
+    def check(self) -> None:
+        """Refuses a cross-entropy of what is no probability, too."""
+        super().check()
+        _check_output(self.output, self.loss)
 
 
-@dataclasses.dataclass(frozen=True)
-class SimpleHyperparameters(DenseHyperparameters):
-    """784-32-784 (003)."""
-
-
-@dataclasses.dataclass(frozen=True)
 class SparseHyperparameters(DenseHyperparameters):
-    """784-32-784 with an L1 penalty (003).
+    """A dense autoencoder with an L1 penalty (003).
 
     Attributes:
       l1: Weight of the code's absolute sum, per image, against BCE per pixel.
@@ -101,47 +114,7 @@ class SparseHyperparameters(DenseHyperparameters):
     l1: NonNegative = 1e-4
 
 
-@dataclasses.dataclass(frozen=True)
-class DeepHyperparameters(DenseHyperparameters):
-    """784-128-64-32 and back (003)."""
-
-    hidden: tuple[Units, ...] = (128, 64)
-
-
-@dataclasses.dataclass(frozen=True)
-class SequentialHyperparameters(DenseHyperparameters):
-    """784-256-128-784: whatever the encoder, the decoder is one layer (000)."""
-
-    code_size: Units = 128
-    hidden: tuple[Units, ...] = (256,)
-
-    @property
-    def mirrored(self) -> tuple[int, ...]:
-        """None: the code is the decoder's only hidden layer."""
-        return ()
-
-
-@dataclasses.dataclass(frozen=True)
-class FullyConnectedHyperparameters(DenseHyperparameters):
-    """784-64-32-16 and back, MSE (001)."""
-
-    code_size: Units = 16
-    hidden: tuple[Units, ...] = (64, 32)
-    loss: Loss = "mse"
-
-
-@dataclasses.dataclass(frozen=True)
-class Mlp2dHyperparameters(DenseHyperparameters):
-    """784-1000-1000-2 and back, MSE: a code that can be drawn on paper (002)."""
-
-    code_size: Units = 2
-    hidden: tuple[Units, ...] = (1000, 1000)
-    code_activation: Activation = "linear"
-    loss: Loss = "mse"
-
-
-@dataclasses.dataclass(frozen=True)
-class LowLevelHyperparameters(Hyperparameters):
+class LowLevelHyperparameters(SizedCode):
     """784-128-784 from plain variables (000).
 
     Attributes:
@@ -150,41 +123,37 @@ class LowLevelHyperparameters(Hyperparameters):
         uniform. The tutorial's 1 saturates.
     """
 
-    code_size: Units = 128
+    code_size: PositiveInt = 128
     initial_stddev: NonNegative = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
 class ConvHyperparameters(Hyperparameters):
-    """Three stages of convolution and pooling; the code is 4 x 4 x the last (003).
+    """Two or three stages of convolution and pooling, and back (001, 003).
 
     Attributes:
-      filters: Of the three encoder stages; the decoder mirrors them.
+      filters: Filters of the encoder's stages; the decoder mirrors them.
       output: A sigmoid, or linear and clipped to [0, 1] when serving.
       loss: Binary cross-entropy or mean squared error.
     """
 
-    filters: Annotated[tuple[Units, ...], Len(3, 3)] = (16, 8, 8)
+    filters: Annotated[ListOf[PositiveInt], Len(2, 3)] = (16, 8, 8)
     output: Output = "sigmoid"
     loss: Loss = "bce"
 
     @property
     def code_size(self) -> int:
-        """Floats in a code: 4 x 4 x filters."""
-        return 16 * self.filters[-1]
+        """Floats in a code: the last stage's maps, halved (rounded up) by each stage."""
+        side = -(-_SIDE // 2 ** len(self.filters))
+        return side * side * self.filters[-1]
+
+    def check(self) -> None:
+        """Refuses a cross-entropy of what is no probability, too."""
+        super().check()
+        _check_output(self.output, self.loss)
 
 
-@dataclasses.dataclass(frozen=True)
-class ConvMseHyperparameters(ConvHyperparameters):
-    """The convolutional model with MSE (001)."""
-
-    output: Output = "linear"
-    loss: Loss = "mse"
-
-
-@dataclasses.dataclass(frozen=True)
 class ConvDenoisingHyperparameters(ConvHyperparameters):
-    """The convolutional model on noisy images (001).
+    """The convolutional model on noisy images (001, 003).
 
     Attributes:
       noise: Deviation of the normal noise added to each pixel before clipping.
@@ -195,19 +164,6 @@ class ConvDenoisingHyperparameters(ConvHyperparameters):
     noise: NonNegative = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class DenoisingHyperparameters(ConvDenoisingHyperparameters):
-    """Two stages of 32 filters; the code is 7 x 7 x 32, more than the image (003)."""
-
-    filters: Annotated[tuple[Units, ...], Len(2, 2)] = (32, 32)
-
-    @property
-    def code_size(self) -> int:
-        """Floats in a code: 7 x 7 x filters."""
-        return 49 * self.filters[-1]
-
-
-@dataclasses.dataclass(frozen=True)
 class ConvVaeHyperparameters(ConvHyperparameters):
     """The convolutional model with linear heads for mean and log variance (001).
 
@@ -218,8 +174,7 @@ class ConvVaeHyperparameters(ConvHyperparameters):
     beta: NonNegative = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class VaeHyperparameters(Hyperparameters):
+class VaeHyperparameters(SizedCode):
     """784-64-2 and back (003).
 
     Attributes:
@@ -228,104 +183,119 @@ class VaeHyperparameters(Hyperparameters):
       beta: Weight of the KL term; 1 is the variational bound.
     """
 
-    code_size: Units = 2
-    hidden: tuple[Units, ...] = (64,)
+    code_size: PositiveInt = 2
+    hidden: ListOf[PositiveInt] = (64,)
     beta: NonNegative = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class AaeHyperparameters(Hyperparameters):
-    """784-1000-1000-2 and back, with a discriminator of the code (002).
+class AdversarialHyperparameters(Hyperparameters):
+    """What an autoencoder with discriminators of its code has (002).
 
     Attributes:
-      code_size: Floats in a code.
       hidden: Widths between image and code; decoder and discriminator mirror them.
       prior_stddev: Deviation of the normal prior that codes are matched to.
-      adversarial_weight: Of the generator's loss against BCE summed over pixels.
-      discriminator_learning_rate: Of the discriminator's own Adam.
+      adversarial_weight: Weight of the generator's loss against BCE summed over
+        pixels.
+      discriminator_learning_rate: Learning rate of the discriminator's own Adam.
     """
 
-    code_size: Units = 2
-    hidden: tuple[Units, ...] = (1000, 1000)
-    prior_stddev: Positive = 2.0
+    hidden: ListOf[PositiveInt] = (1000, 1000)
+    prior_stddev: PositiveFloat = 1.0
     adversarial_weight: NonNegative = 10.0
-    discriminator_learning_rate: Positive = 1e-3
+    discriminator_learning_rate: PositiveFloat = 1e-3
 
 
-@dataclasses.dataclass(frozen=True)
-class SupervisedAaeHyperparameters(AaeHyperparameters):
+class AaeHyperparameters(AdversarialHyperparameters, SizedCode):
+    """784-1000-1000-2 and back, with a discriminator of the code (002)."""
+
+    code_size: PositiveInt = 2
+    prior_stddev: PositiveFloat = 2.0
+
+
+class SupervisedAaeHyperparameters(AdversarialHyperparameters, SizedCode):
     """A style of 15 floats; the decoder is told the digit (002)."""
 
-    code_size: Units = 15
-    prior_stddev: Positive = 1.0
+    code_size: PositiveInt = 15
     # Measured after 2 epochs: at 10 and 1e-3 the image suffers (MSE .030), at 2 and
     # 1e-3 the discriminator wins later on (accuracy .78); here .012 and .61.
     adversarial_weight: NonNegative = 5.0
-    discriminator_learning_rate: Positive = 3e-4
+    discriminator_learning_rate: PositiveFloat = 3e-4
+
+    @property
+    def label_budget(self) -> None:
+        """All labels: a style is what remains when the digit is known."""
+        return None
 
 
-@dataclasses.dataclass(frozen=True)
-class SemiSupervisedAaeHyperparameters(AaeHyperparameters):
+class SemiSupervisedAaeHyperparameters(AdversarialHyperparameters):
     """A style and a softmax of ten digits, from few labels (002).
 
     Attributes:
       style_size: Floats of style; the code is the style and ten probabilities.
       labels: Labelled training images, balanced by digit.
       labelled_batch_size: Labelled images appended to every batch.
-      classification_weight: Of the labelled images' cross-entropy against BCE
-        summed over pixels.
+      classification_weight: Weight of the labelled images' cross-entropy against
+        BCE summed over pixels.
       distortion: How far labelled images, and copies of the others, are turned,
         scaled and moved: 1 is up to .2 an entry of the matrix and two pixels.
       consistency: Weight of the cross-entropy between an image's digit and its
         distorted copy's, relative to that of the labelled images.
     """
 
-    code_size: int = dataclasses.field(init=False, default=20)
-    style_size: Units = 10
-    prior_stddev: Positive = 1.0
+    style_size: PositiveInt = 10
     labels: Annotated[int, Ge(10), MultipleOf(10)] = 1_000
-    labelled_batch_size: Units = 64
-    classification_weight: Positive = 100.0
+    labelled_batch_size: PositiveInt = 64
+    classification_weight: PositiveFloat = 100.0
     distortion: NonNegative = 1.0
     consistency: NonNegative = 1.0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "code_size", self.style_size + 10)
-        super().__post_init__()
+    @property
+    def code_size(self) -> int:
+        """Floats in a code: the style and ten probabilities."""
+        return self.style_size + 10
+
+    @property
+    def label_budget(self) -> int:
+        """``labels``."""
+        return self.labels
+
+    @pydantic.model_serializer(mode="wrap")
+    def _with_code_size(
+        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
+    ) -> dict[str, Any]:
+        # For people to read, as the other models have it; it cannot be given.
+        own = fields(self)
+        return own if info.round_trip else {"code_size": self.code_size, **own}
 
 
-@dataclasses.dataclass(frozen=True)
-class LstmHyperparameters(Hyperparameters):
+class LstmHyperparameters(SizedCode):
     """28 rows through an LSTM to a code and back (003).
 
     Attributes:
       code_size: Floats in a code, the units of the encoder's LSTM.
-      decoder_units: Of the decoder's LSTM.
+      decoder_units: Units of the decoder's LSTM.
       loss: Binary cross-entropy or mean squared error.
     """
 
-    code_size: Units = 32
-    decoder_units: Units = 128
+    decoder_units: PositiveInt = 128
     loss: Loss = "mse"
 
 
-@dataclasses.dataclass(frozen=True)
-class TiedDenoisingHyperparameters(Hyperparameters):
+class TiedDenoisingHyperparameters(SizedCode):
     """784-500-784 with one weight matrix (004).
 
     Attributes:
       code_size: Floats in a code.
-      masking: Share of the pixels that are blackened in training.
+      masking: Fraction of the pixels that are blackened in training.
     """
 
     overcomplete: ClassVar[bool] = True
 
-    code_size: Units = 500
-    masking: Share = 0.3
+    code_size: PositiveInt = 500
+    masking: FractionOrZero = 0.3
 
 
-@dataclasses.dataclass(frozen=True)
-class StackedHyperparameters(Hyperparameters):
+class StackedHyperparameters(SizedCode):
     """784-500-250-32 and back, sigmoid, trained layer by layer (004).
 
     Attributes:
@@ -338,38 +308,41 @@ class StackedHyperparameters(Hyperparameters):
       classifier_epochs: Epochs of the classifier's training, at the end.
     """
 
-    code_size: Units = 32
-    hidden: tuple[Units, ...] = (500, 250)
+    hidden: ListOf[PositiveInt] = (500, 250)
     pretraining_epochs: Count = 5
     labels: Annotated[int, Ge(0), MultipleOf(10)] = 1_000
     labelled_batch_size: Count = 32
     classifier_epochs: Count = 3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuses a classifier that is never trained, too."""
+        super().check()
         if self.labels and not (self.labelled_batch_size and self.classifier_epochs):
             raise ValueError(
                 "labels: a classifier needs labelled_batch_size and classifier_epochs above 0"
             )
 
     @property
+    def label_budget(self) -> int:
+        """``labels``."""
+        return self.labels
+
+    @property
     def disabled(self) -> frozenset[str]:
-        """Without labels there is no classifier."""
+        """The classifier, without labels."""
         return frozenset() if self.labels else frozenset({"classify"})
 
 
-@dataclasses.dataclass(frozen=True)
-class BestHyperparameters(Hyperparameters):
+class BestHyperparameters(SizedCode):
     """Two strided convolutions, dense layers, and back.
 
     Attributes:
       code_size: Floats in a code.
-      filters: Of the two convolutions, at 14 x 14 and 7 x 7.
+      filters: Filters of the two convolutions, at 14 x 14 and 7 x 7.
       hidden: Widths of the dense layers between maps and code.
-      activation: Of all layers but code and output.
+      activation: Activation of all layers but code and output.
     """
 
-    code_size: Units = 32
-    filters: Annotated[tuple[Units, ...], Len(2, 2)] = (16, 32)
-    hidden: tuple[Units, ...] = (256,)
+    filters: Annotated[ListOf[PositiveInt], Len(2, 2)] = (16, 32)
+    hidden: ListOf[PositiveInt] = (256,)
     activation: Activation = "silu"

@@ -98,7 +98,6 @@ class SemiSupervisedAae(Adversarial):
     """
 
     hp: SemiSupervisedAaeHyperparameters
-    uses_labels = True
     term_names = (
         *Adversarial.term_names,
         "digit_discriminator_accuracy",

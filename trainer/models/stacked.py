@@ -32,7 +32,6 @@ class Stacked(Autoencoder):
     def __init__(self, hyperparameters: StackedHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
         hp = hyperparameters
-        self.uses_labels = hp.labels > 0
         self.labelled_batch_size = hp.labelled_batch_size if self.uses_labels else 0
         widths = (*hp.hidden, hp.code_size)
         self.encoder_layers = self._sigmoid_layers(widths)

@@ -88,7 +88,7 @@ def _fit(model: Autoencoder, digits: Digits, steps: int, *, haste: float = 1.0) 
     name = next(
         spec.name
         for spec in CATALOGUE.values()
-        if isinstance(model.hp, spec.hyperparameters)
+        if model.hp == spec.hyperparameters
         and type(model).__name__ == spec.implementation.split(":")[1]
     )
     rate = CATALOGUE[name].training.learning_rate
