@@ -9,6 +9,7 @@ import pathlib
 import shlex
 import sys
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,8 @@ from pipeline.commands.group import Group
 if TYPE_CHECKING:
     from kubeflow.submit import KubeflowClient
     from pipeline.config import PipelineConfig
+
+    Start = Callable[..., str]
 
 _TOKEN = "MNIST_AE_KFP_TOKEN"
 _COOKIE = "MNIST_AE_KFP_COOKIE"
@@ -31,121 +34,43 @@ def kubeflow() -> None:
     """The same pipeline on Kubeflow Pipelines."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Backend:
-    """Where Kubeflow Pipelines is, and who asks.
+def _client(
+    host: str | None,
+    namespace: str | None,
+    token_file: str | None,
+    cookie_file: str | None,
+    ca_cert: str | None,
+    timeout: float,
+) -> KubeflowClient:
+    from kubeflow.submit import Credentials, KubeflowClient
+    from pipeline.errors import UserError
 
-    Attributes:
-      host: Its URL.
-      namespace: Of a multi-user installation, or None.
-      token_file: File with a bearer token, or None.
-      cookie_file: File with a session cookie, or None.
-      ca_cert: PEM file of the authority of its certificate, or None.
-      timeout: Seconds for an answer.
-    """
-
-    host: str | None
-    namespace: str | None
-    token_file: str | None
-    cookie_file: str | None
-    ca_cert: str | None
-    timeout: float
-
-    def client(self) -> KubeflowClient:
-        """A client of it.
-
-        Raises:
-          UserError: No host was given, or a file cannot be read.
-        """
-        from kubeflow.submit import Credentials, KubeflowClient
-        from pipeline.errors import UserError
-
-        if not self.host:
-            raise UserError(
-                f"which Kubeflow Pipelines? Say --host URL or set {_HOST}; with 'kubectl "
-                "port-forward -n kubeflow svc/ml-pipeline 8888:8888' it is http://localhost:8888"
-            )
-        cookie = os.environ.get(_COOKIE)
-        if self.cookie_file:
-            try:
-                cookie = pathlib.Path(self.cookie_file).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError):
-                raise UserError(f"--cookie-file {self.cookie_file}: cannot be read") from None
-        if self.token_file and not os.path.isfile(self.token_file):
-            raise UserError(f"--token-file {self.token_file}: no such file")
-        credentials = Credentials(
-            token=None if self.token_file else os.environ.get(_TOKEN),
-            token_file=self.token_file,
-            cookie=cookie,
-            ca_file=self.ca_cert,
+    if not host:
+        raise UserError(
+            f"which Kubeflow Pipelines? Say --host URL or set {_HOST}; with 'kubectl port-forward "
+            "-n kubeflow svc/ml-pipeline 8888:8888' it is http://localhost:8888"
         )
-        return KubeflowClient(
-            self.host, credentials, namespace=self.namespace, timeout=self.timeout
-        )
+    cookie = os.environ.get(_COOKIE)
+    if cookie_file:
+        try:
+            cookie = pathlib.Path(cookie_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"--cookie-file {cookie_file}: cannot be read") from None
+    if token_file and not os.path.isfile(token_file):
+        raise UserError(f"--token-file {token_file}: no such file")
+    credentials = Credentials(
+        token=None if token_file else os.environ.get(_TOKEN),
+        token_file=token_file,
+        cookie=cookie,
+        ca_file=ca_cert,
+    )
+    return KubeflowClient(host, credentials, namespace=namespace, timeout=timeout)
 
 
-@dataclasses.dataclass(frozen=True)
-class Upload:
-    """What is uploaded and started.
-
-    Attributes:
-      source: The configuration's.
-      experiment: Name of the experiment; it is made where there is none.
-      name: Name of the run; None makes one of the time.
-      param: ``KEY=VALUE`` over the run parameters.
-      service_account: That the pods run as, or None.
-    """
-
-    source: options.ConfigSource
-    experiment: str
-    name: str | None
-    param: tuple[str, ...]
-    service_account: str | None
-
-    def start(self, client: KubeflowClient, trigger: dict[str, Any] | None = None) -> str:
-        """Compiles, uploads and runs, or schedules.
-
-        Args:
-          client: The backend's.
-          trigger: When to run, for ``KubeflowClient.schedule``; None is now, once.
-
-        Returns:
-          The identifier of what was made.
-        """
-        from kubeflow import compiler, submit
-
-        config, values = _load(self.source)
-        parameters = compiler.run_parameters(config, self.param)
-        package = _compile(config, values)
-        experiment_id = client.experiment(self.experiment)
-        # Again under the same name, a schedule takes the place of the one before.
-        name = self.name or (submit.new_name(config.name) if trigger is None else config.name)
-        submission = submit.Submission(
-            name,
-            *client.upload(config.name, package),
-            experiment_id=experiment_id,
-            parameters=parameters,
-            service_account=self.service_account,
-        )
-        return client.run(submission) if trigger is None else client.schedule(submission, **trigger)
-
-
-@dataclasses.dataclass(frozen=True)
-class Waiting:
-    """How a run is waited for.
-
-    Attributes:
-      patience: Seconds at most.
-      interval: Seconds between looks.
-    """
-
-    patience: float
-    interval: float
-
-
+# The function gets ``client``, a KubeflowClient.
 _backend = options.gathered(
-    "backend",
-    Backend,
+    "client",
+    _client,
     click.option(
         "--host",
         metavar="URL",
@@ -165,9 +90,41 @@ _backend = options.gathered(
     click.option("--ca-cert", metavar="FILE", help="authority of its certificate, PEM"),
     click.option("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer"),
 )
-_upload = options.gathered(
-    "upload",
-    Upload,
+
+
+def _starter(
+    source: options.ConfigSource,
+    experiment: str,
+    name: str | None,
+    param: tuple[str, ...],
+    service_account: str | None,
+) -> Start:
+    def start(client: KubeflowClient, trigger: dict[str, Any] | None = None) -> str:
+        from kubeflow import compiler, submit
+
+        config, values = _load(source)
+        parameters = compiler.run_parameters(config, param)
+        package = _compile(config, values)
+        experiment_id = client.experiment(experiment)
+        # Again under the same name, a schedule takes the place of the one before.
+        title = name or (submit.new_name(config.name) if trigger is None else config.name)
+        submission = submit.Submission(
+            title,
+            *client.upload(config.name, package),
+            experiment_id=experiment_id,
+            parameters=parameters,
+            service_account=service_account,
+        )
+        return client.run(submission) if trigger is None else client.schedule(submission, **trigger)
+
+    return start
+
+
+# The function gets ``start``, which compiles, uploads and runs, or schedules by a trigger, and
+# gives the identifier of what was made.
+_submission = options.gathered(
+    "start",
+    _starter,
     options.configuration(),
     click.option("--experiment", default="mnist-autoencoder", metavar="NAME"),
     click.option("--name", metavar="NAME", show_default="made of the time", help="name of the run"),
@@ -179,9 +136,7 @@ _upload = options.gathered(
     ),
     click.option("--service-account", metavar="NAME", help="that the pods run as"),
 )
-_waiting = options.gathered(
-    "waiting",
-    Waiting,
+_waiting = options.together(
     click.option(
         "--patience", type=float, default=86_400.0, metavar="S", help="seconds to wait at most"
     ),
@@ -229,17 +184,23 @@ def image(source: options.ConfigSource, gpu: bool) -> None:
 
 
 @kubeflow.command()
-@_upload
+@_submission
 @_backend
 @options.as_json("a JSON object")
 @click.option("--wait", is_flag=True, help="until the run has ended")
 @_waiting
-def submit(upload: Upload, backend: Backend, as_json: bool, wait: bool, waiting: Waiting) -> int:
+def submit(
+    start: Start,
+    client: KubeflowClient,
+    as_json: bool,
+    wait: bool,
+    patience: float,
+    interval: float,
+) -> int:
     """Upload the pipeline and run it once."""
-    client = backend.client()
-    run_id = upload.start(client)
+    run_id = start(client)
     if wait:
-        return _follow(client, run_id, as_json, waiting)
+        return _follow(client, run_id, as_json, patience, interval)
     if as_json:
         print(json.dumps({"run_id": run_id}))
     else:
@@ -249,7 +210,7 @@ def submit(upload: Upload, backend: Backend, as_json: bool, wait: bool, waiting:
 
 
 @kubeflow.command()
-@_upload
+@_submission
 @_backend
 @options.as_json("a JSON object")
 @click.option(
@@ -259,8 +220,8 @@ def submit(upload: Upload, backend: Backend, as_json: bool, wait: bool, waiting:
 @click.option("--catch-up", is_flag=True, help="run once for each time that was missed")
 @click.option("--max-concurrency", type=int, default=1, metavar="N", help="runs at once, 1 to 10")
 def schedule(
-    upload: Upload,
-    backend: Backend,
+    start: Start,
+    client: KubeflowClient,
     as_json: bool,
     cron: str | None,
     every: str | None,
@@ -281,7 +242,7 @@ def schedule(
     }
     if not 1 <= max_concurrency <= 10:
         raise UserError(f"--max-concurrency {max_concurrency}: KFP takes 1 to 10")
-    recurring = upload.start(backend.client(), trigger)
+    recurring = start(client, trigger)
     print(json.dumps({"recurring_run_id": recurring}) if as_json else f"recurring run {recurring}")
 
 
@@ -289,9 +250,9 @@ def schedule(
 @_run_id
 @_backend
 @options.as_json("a JSON object")
-def status(run_id: str, backend: Backend, as_json: bool) -> None:
+def status(run_id: str, client: KubeflowClient, as_json: bool) -> None:
     """Show how far a run is."""
-    state = backend.client().state(run_id)
+    state = client.state(run_id)
     if as_json:
         print(json.dumps(dataclasses.asdict(state)))
         return
@@ -307,17 +268,19 @@ def status(run_id: str, backend: Backend, as_json: bool) -> None:
 @_backend
 @_waiting
 @options.as_json("a JSON object")
-def wait(run_id: str, backend: Backend, waiting: Waiting, as_json: bool) -> int:
+def wait(
+    run_id: str, client: KubeflowClient, patience: float, interval: float, as_json: bool
+) -> int:
     """Wait for a run, node by node."""
-    return _follow(backend.client(), run_id, as_json, waiting)
+    return _follow(client, run_id, as_json, patience, interval)
 
 
 @kubeflow.command()
 @_run_id
 @_backend
-def cancel(run_id: str, backend: Backend) -> None:
+def cancel(run_id: str, client: KubeflowClient) -> None:
     """End a run."""
-    backend.client().cancel(run_id)
+    client.cancel(run_id)
     print(f"cancelled  {run_id}")
 
 
@@ -349,11 +312,13 @@ def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:
         return compiler.compile_pipeline(config, values)
 
 
-def _follow(client: KubeflowClient, run_id: str, as_json: bool, waiting: Waiting) -> int:
+def _follow(
+    client: KubeflowClient, run_id: str, as_json: bool, patience: float, interval: float
+) -> int:
     """Shows each node as it ends; 1 where the run did not succeed."""
     seen: dict[str, str] = {}
     state = None
-    for state in client.wait(run_id, timeout=waiting.patience, interval=waiting.interval):
+    for state in client.wait(run_id, timeout=patience, interval=interval):
         for task in state.tasks:
             if seen.get(task.name) != task.state and task.state not in ("PENDING", "?"):
                 seen[task.name] = task.state

@@ -25,10 +25,7 @@ COMMANDS = {
     "runs": ("pipeline.commands.runs:runs", "list past runs"),
     "report": ("pipeline.commands.runs:report", "open the page of a run"),
     "compare": ("pipeline.commands.runs:compare", "compare runs, best first"),
-    "search": (
-        "pipeline.commands.uses:search",
-        "find the training images most like an image",
-    ),
+    "search": ("pipeline.commands.uses:search", "find the training images most like an image"),
     "compress": ("pipeline.commands.uses:compress", "store images as quantised codes"),
     "decompress": ("pipeline.commands.uses:decompress", "turn a compressed file into images"),
     "infer": ("pipeline.commands.uses:infer", "run many images through a model, on Beam"),
@@ -47,18 +44,12 @@ COMMANDS = {
         "pipeline.commands.predict:classify",
         "say which digits images show, for models that can",
     ),
-    "generate": (
-        "pipeline.commands.predict:generate",
-        "draw new images, for models that can",
-    ),
+    "generate": ("pipeline.commands.predict:generate", "draw new images, for models that can"),
     "status": (
         "pipeline.commands.serving:status",
         "show the versions of a model, on a server or in its folder",
     ),
-    "rollout": (
-        "pipeline.commands.serving:rollout",
-        "move the version labels stable and canary",
-    ),
+    "rollout": ("pipeline.commands.serving:rollout", "move the version labels stable and canary"),
     "ingest": ("pipeline.commands.continuous:ingest", "publish new images as a span"),
     "spans": (
         "pipeline.commands.continuous:spans",

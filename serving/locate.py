@@ -117,6 +117,24 @@ def find(given: str | None, root: pathlib.Path) -> ModelFolder:
     )
 
 
+def served_name(given: str | None, root: pathlib.Path) -> str:
+    """The name by which a server knows the model that a command line names.
+
+    Args:
+      given: As for :func:`find`; a bare name need not be pushed here.
+      root: Where pushed models are.
+
+    Raises:
+      ModelFolderError: No such folder, or no model is pushed.
+    """
+    if given is None:
+        models = pushed_models(root)
+        if not models:
+            raise ModelFolderError("which model of the server? give --model NAME")
+        return models[-1].name
+    return find(given, root).name if os.sep in given else given
+
+
 def _number(name: str) -> int | None:
     # serving.server.storage has TensorFlow Serving's full rule; people write digits.
     return int(name) if name.isascii() and name.isdigit() else None

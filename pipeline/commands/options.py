@@ -78,9 +78,7 @@ dataset = click.option(
     help="auto, mnist (all 70,000 or an error) or mnist-5k (embedded)",
 )
 data_dir = click.option(
-    "--data-dir",
-    metavar="DIR",
-    help="folder with the four IDX files [env var: MNIST_DATA_DIR]",
+    "--data-dir", metavar="DIR", help="folder with the four IDX files [env var: MNIST_DATA_DIR]"
 )
 beam = click.option(
     "--beam",
@@ -115,8 +113,19 @@ def model(default: str = "the most recently pushed model") -> Decorator:
     )
 
 
+def together(*options: Decorator) -> Decorator:
+    """Several options at once, in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def gathered(name: str, make: Callable[..., Any], *options: Decorator) -> Decorator:
-    """Options that reach the function as one argument.
+    """Several options that reach the function as one argument.
 
     Args:
       name: The argument's name.
@@ -130,10 +139,7 @@ def gathered(name: str, make: Callable[..., Any], *options: Decorator) -> Decora
             made = make(**{key: values.pop(key) for key in taken})
             return function(**{name: made}, **values)
 
-        decorated: Callable[..., Any] = functools.update_wrapper(command, function)
-        for option in reversed(options):
-            decorated = option(decorated)
-        return decorated
+        return together(*options)(functools.update_wrapper(command, function))
 
     return decorate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands import options
-from pipeline.commands.connection import Connection, asked
+from pipeline.commands.connection import asked
 from pipeline.commands.group import command
 
 if TYPE_CHECKING:
+    from serving.client import ReconstructionClient
     from serving.images import Loaded
+
+    Connection = contextlib.AbstractContextManager[ReconstructionClient]
 
 _SHEET_LIMIT = 64
 
@@ -31,8 +35,7 @@ def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Co
     from serving import images
 
     files = _load(paths, invert)
-    client, _ = connection.open()
-    with client:
+    with connection as client:
         for number, loaded in enumerate(files):
             answer = client.reconstruct(loaded.images)
             for name, error, anomaly in zip(loaded.names, answer.error, answer.is_anomaly):
@@ -57,8 +60,7 @@ def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Con
     from serving.errors import InputError
 
     files = _load(paths, invert)
-    client, _ = connection.open()
-    with client:
+    with connection as client:
         codes = [client.encode(loaded.images) for loaded in files]
     if not out:
         for loaded, rows in zip(files, codes):
@@ -83,8 +85,7 @@ def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
     Errors are the mean of squares over pixels in [0, 1].
     """
     files = _load(paths, invert)
-    client, _ = connection.open()
-    with client:
+    with connection as client:
         for loaded in files:
             answer = client.score(loaded.images)
             for name, error, anomaly in zip(loaded.names, answer.error, answer.is_anomaly):
@@ -98,8 +99,7 @@ def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
 def classify(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
     """Say which digits images show, for models that can."""
     files = _load(paths, invert)
-    client, _ = connection.open()
-    with client:
+    with connection as client:
         for loaded in files:
             answer = client.classify(loaded.images)
             for name, label, row in zip(loaded.names, answer.label, answer.probabilities):
@@ -121,8 +121,7 @@ def decode(codes: str, digit: int | None, out: str, connection: Connection) -> N
     from serving import images
 
     array = _read_codes(pathlib.Path(codes))
-    client, _ = connection.open()
-    with client:
+    with connection as client:
         label = None if digit is None else np.full(len(array), digit)
         drawn = images.to_bytes(client.decode(array, label))
     _write(pathlib.Path(out) / "decoded.png", drawn)
@@ -137,8 +136,7 @@ def generate(n: int, seed: int, out: str, connection: Connection) -> None:
     """Draw new images, for models that can."""
     from serving import images
 
-    client, _ = connection.open()
-    with client:
+    with connection as client:
         drawn = images.to_bytes(client.generate(n, seed=seed))
     _write(pathlib.Path(out) / "generated.png", drawn)
 

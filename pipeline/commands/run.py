@@ -29,11 +29,7 @@ _ALL_MODELS = "all"
 @options.as_json("the result as one JSON object, a line a model")
 @click.option("-v", "--verbose", is_flag=True, help="TFX's own log on the terminal")
 def run(
-    source: options.ConfigSource,
-    tune: bool,
-    no_cache: bool,
-    as_json: bool,
-    verbose: bool,
+    source: options.ConfigSource, tune: bool, no_cache: bool, as_json: bool, verbose: bool
 ) -> int:
     """Run the pipeline: digits in, a served model out."""
     source = source.below(*["cache=false"] * no_cache, *["tuner.enabled=true"] * tune)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands import options
-from pipeline.commands.connection import Connection, asked
+from pipeline.commands import connection, options
 from pipeline.commands.group import Group, command
 
 if TYPE_CHECKING:
     from serving.locate import ModelFolder
     from serving.rollout import Rollout
+
+    Labels = contextlib.AbstractContextManager[tuple[Rollout, ModelFolder, str]]
 
 # Below the root; pipeline.continuous.samples gathers what is there.
 SAMPLES = "samples"
@@ -150,21 +150,20 @@ def serve(
 
 
 @command()
-@asked
-def status(connection: Connection) -> None:
+@options.together(*connection.OPTIONS)
+def status(root: str, model: str | None, target: str | None, **others: Any) -> None:
     """Show the versions of a model, on a server or in its folder."""
     from serving import locate
 
-    if connection.target is None:
-        folder = locate.find(connection.model, pathlib.Path(connection.root))
+    if target is None:
+        folder = locate.find(model, pathlib.Path(root))
         print(f"{folder.name} in {folder.path}")
         for version in reversed(folder.versions):
             print(f"  version {version}")
         return
-    client, name = connection.open()
-    with client:
+    with connection.client(root, model, target, **others) as client:
         found = client.status()
-    print(f"{name} on {connection.target}")
+    print(f"{locate.served_name(model, pathlib.Path(root))} on {target}")
     for item in found:
         print(f"  version {item.version}: {item.state}" + (f" ({item.error})" * bool(item.error)))
 
@@ -174,64 +173,36 @@ def rollout() -> None:
     """Move the version labels stable and canary."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """The version labels that an action reads or moves.
+@contextlib.contextmanager
+def _rollout(
+    root: str,
+    model: str | None,
+    target: str | None,
+    config: str | None,
+    base_path: str | None,
+    keep: int,
+    timeout: float,
+) -> Iterator[tuple[Rollout, ModelFolder, str]]:
+    """What moves the labels, the model, and where they are."""
+    from serving import locate
+    from serving.rollout import ConfigFile, Rollout
 
-    Attributes:
-      root: Folder above the pushed models' folder.
-      model: A pushed model's name or a folder; None is the most recently pushed.
-      target: A live server, ``host:port``, or None.
-      config: The file that the labels are in, or None.
-      base_path: The model's folder as the server sees it, or None.
-      keep: Versions that stay loaded.
-      timeout: Seconds for a version to become available.
-    """
-
-    root: str
-    model: str | None
-    target: str | None
-    config: str | None
-    base_path: str | None
-    keep: int
-    timeout: float
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[tuple[Rollout, ModelFolder, pathlib.Path]]:
-        """What moves them, the model, and the file that they are in."""
-        from serving import locate
-        from serving.rollout import ConfigFile, Rollout
-
-        root = pathlib.Path(self.root)
-        folder = locate.find(self.model, root)
-        path = locate.config_path(root)
-        if self.config:
-            path = pathlib.Path(self.config)
-        elif folder.path.parent != path.absolute().parent:
-            path = folder.path.parent / locate.CONFIG_FILE
-        rollout = Rollout(
-            folder,
-            ConfigFile(path),
-            target=self.target,
-            keep=self.keep,
-            timeout=self.timeout,
-            base_path=self.base_path,
-        )
-        with contextlib.closing(rollout):
-            yield rollout, folder, path
-
-    def move(self, how: Callable[[Rollout], Any]) -> None:
-        """Moves them, and says where they are."""
-        with self.open() as (rollout, folder, path):
-            labels = how(rollout).as_dict()
-        where = f"{self.target} and {path}" if self.target else f"{path}"
-        text = ", ".join(f"{label} {version}" for label, version in labels.items())
-        print(f"{folder.name}: {text} ({where})")
+    folder = locate.find(model, pathlib.Path(root))
+    path = locate.config_path(pathlib.Path(root))
+    if config:
+        path = pathlib.Path(config)
+    elif folder.path.parent != path.absolute().parent:
+        path = folder.path.parent / locate.CONFIG_FILE
+    moving = Rollout(
+        folder, ConfigFile(path), target=target, keep=keep, timeout=timeout, base_path=base_path
+    )
+    with contextlib.closing(moving):
+        yield moving, folder, f"{target} and {path}" if target else f"{path}"
 
 
 _labels = options.gathered(
     "labels",
-    Labels,
+    _rollout,
     options.root,
     options.model(),
     click.option("--target", metavar="HOST:PORT", help="a live server's gRPC port"),
@@ -256,33 +227,41 @@ _labels = options.gathered(
 )
 
 
+def _move(labels: Labels, how: Callable[[Rollout], Any]) -> None:
+    """Moves the labels, and says where they are then."""
+    with labels as (rollout, folder, where):
+        moved = how(rollout).as_dict()
+    text = ", ".join(f"{label} {version}" for label, version in moved.items())
+    print(f"{folder.name}: {text} ({where})")
+
+
 @rollout.command()
 @click.argument("version", type=int)
 @_labels
 def canary(version: int, labels: Labels) -> None:
     """Load a version beside the stable one."""
-    labels.move(lambda rollout: rollout.canary(version))
+    _move(labels, lambda rollout: rollout.canary(version))
 
 
 @rollout.command()
 @_labels
 def promote(labels: Labels) -> None:
     """Make the canary the stable version."""
-    labels.move(lambda rollout: rollout.promote())
+    _move(labels, lambda rollout: rollout.promote())
 
 
 @rollout.command()
 @_labels
 def rollback(labels: Labels) -> None:
     """Withdraw the canary, or return to the previous version."""
-    labels.move(lambda rollout: rollout.rollback())
+    _move(labels, lambda rollout: rollout.rollback())
 
 
 @rollout.command("list")
 @_labels
 def list_(labels: Labels) -> None:
     """Show versions, labels and states."""
-    with labels.open() as (rollout, folder, _):
+    with labels as (rollout, folder, _):
         states = rollout.states()
         known = rollout.labels.as_dict() if rollout.labels is not None else {}
     print(f"{folder.name} in {folder.path}")

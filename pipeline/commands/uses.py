@@ -7,16 +7,13 @@ import json
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.commands import options
+from pipeline.commands.connection import in_folder
 from pipeline.commands.group import command
-
-if TYPE_CHECKING:
-    from serving.client import ReconstructionClient
-    from serving.locate import ModelFolder
 
 _SHEET_LIMIT = 64
 
@@ -98,7 +95,7 @@ def compress(
     if not len(pixels):
         raise UserError(f"{paths[0]}: holds no images")
     folder = locate.find(model, pathlib.Path(root))
-    with _client(folder) as client:
+    with in_folder(folder, batch_size=1_000) as client:
         compressed = compression.compress(
             client,
             pixels,
@@ -172,7 +169,7 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
             f"{compressed.servable}, and {where} has other weights; name that version's folder "
             "with --model"
         )
-    with _client(dataclasses.replace(folder, version=version)) as client:
+    with in_folder(dataclasses.replace(folder, version=version), batch_size=1_000) as client:
         shown = compression.decompress(client, compressed)
     path = pathlib.Path(out)
     if path.suffix.lower() == ".png":
@@ -193,17 +190,6 @@ def _write_idx(path: pathlib.Path, pixels: Any) -> None:
         os.replace(partial, path)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror})") from None
-
-
-def _client(folder: ModelFolder) -> ReconstructionClient:
-    from pipeline import console
-    from serving.client import ReconstructionClient
-
-    console.quieten()
-    path = folder.version_path(folder.latest)
-    return ReconstructionClient.from_folder(
-        str(path), model=folder.name, version=folder.latest, batch_size=1_000
-    )
 
 
 @command()
