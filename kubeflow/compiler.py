@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 import os
 import pathlib
@@ -26,7 +27,7 @@ from pipeline.errors import UserError
 from trainer.models.catalogue import UnknownModelError, get_model_spec
 
 TRAINING_NODES = ("Trainer", "Tuner")
-# Node arguments that are run parameters, and what they are for people.
+# Run parameters, which are arguments of every node, and what they are for people.
 PARAMETERS = {
     "model": "Which autoencoder; see 'mnist-ae models'.",
     "epochs": "Passes over the training images; 0 is the model's own default.",
@@ -35,8 +36,11 @@ PARAMETERS = {
     "pipeline_root": "Where artifacts go.",
     "push_dir": "Folder above the servables, that TensorFlow Serving reads.",
 }
-# For kfp, which reads annotations and cannot do with postponed ones.
-_TYPES = {name: int if name == "epochs" else str for name in PARAMETERS}
+# An input of every task that is no run parameter: KFP's driver resolves the
+# placeholder only where it is all of a task's input, and leaves it as text in
+# container arguments (kubeflow/pipelines, backend/src/v2/driver/resolve.go).
+_RUN_ID = "run_id"
+_IN_ARGUMENTS = re.compile(r"\{\{\$(?!\}\}|\.inputs\.|\.outputs\.)[^}]*\}\}")
 
 _TASK_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9]*")
 _PIPELINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?")
@@ -61,7 +65,7 @@ class Node:
     upstream: tuple[str, ...]
 
 
-def run_parameters(config: PipelineConfig, assignments: Sequence[str]) -> dict[str, Any]:
+def run_parameters(config: PipelineConfig, assignments: Sequence[str] = ()) -> dict[str, Any]:
     """The run parameters of a submission, all of them.
 
     Args:
@@ -307,31 +311,18 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
         cluster = config.kubeflow
         components = {node.id: _component(config, shipped, node) for node in nodes}
 
-        def pipeline(
-            model: str = config.model.name,
-            epochs: int = config.trainer.given("epochs") or 0,
-            data_dir: str = cluster.data_dir,
-            span: str = str(cluster.span),
-            pipeline_root: str = cluster.pipeline_root,
-            push_dir: str = cluster.push_dir,
-        ):
-            arguments = {
-                "model": model,
-                "epochs": epochs,
-                "data_dir": data_dir,
-                "span": span,
-                "pipeline_root": pipeline_root,
-                "push_dir": push_dir,
-            }
+        def pipeline(*values: Any) -> None:
             tasks: dict[str, Any] = {}
             for node in nodes:
-                task = components[node.id](**arguments)
+                task = components[node.id](
+                    **dict(zip(PARAMETERS, values)), **{_RUN_ID: dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+                )
                 for upstream in node.upstream:
                     task.after(tasks[upstream])
                 _equip(task, cluster, cluster.node(node.id))
                 tasks[node.id] = task
 
-        pipeline.__annotations__ = dict(_TYPES)
+        _take(pipeline, run_parameters(config))
         pipeline.__doc__ = "\n".join(
             ["Images in, a served autoencoder out.", "", "Args:"]
             + [f"    {name}: {text}" for name, text in PARAMETERS.items()]
@@ -348,37 +339,41 @@ def _component(config: PipelineConfig, shipped: str, node: Node) -> Any:
 
     settings = config.kubeflow.node(node.id)
 
-    def run_node(
-        model: str, epochs: int, data_dir: str, span: str, pipeline_root: str, push_dir: str
-    ):
+    names = (_RUN_ID, *PARAMETERS)
+
+    def run_node(*values: Any) -> dsl.ContainerSpec:
+        arguments = [
+            f"--node={node.id}",
+            f"--config={shipped}",
+            f"--metadata-url={config.kubeflow.metadata_url}",
+            f"--timeout={settings.timeout_seconds or 0}",
+        ]
+        for name, value in zip(names, values):
+            arguments += [f"--{name.replace('_', '-')}", value]
         return dsl.ContainerSpec(
             image=config.kubeflow.image,
             command=["python", "-m", "kubeflow.node"],
-            args=[
-                f"--node={node.id}",
-                f"--config={shipped}",
-                f"--metadata-url={config.kubeflow.metadata_url}",
-                f"--timeout={settings.timeout_seconds or 0}",
-                "--run-id",
-                dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-                "--model",
-                model,
-                "--epochs",
-                epochs,
-                "--data-dir",
-                data_dir,
-                "--span",
-                span,
-                "--pipeline-root",
-                pipeline_root,
-                "--push-dir",
-                push_dir,
-            ],
+            args=arguments,
         )
 
     run_node.__name__ = node.task.replace("-", "_")
-    run_node.__annotations__ = dict(_TYPES)
+    _take(run_node, dict.fromkeys(names, inspect.Parameter.empty))
     return dsl.container_component(run_node)
+
+
+def _take(function: Any, parameters: Mapping[str, Any]) -> None:
+    """Gives a function the signature that kfp is to read: names and defaults."""
+    function.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=default,
+                annotation=int if name == "epochs" else str,
+            )
+            for name, default in parameters.items()
+        ]
+    )
 
 
 def _equip(task: Any, cluster: KubeflowConfig, node: NodeConfig) -> None:
@@ -438,6 +433,12 @@ def check_spec(text: str) -> None:
     for name, executor in executors.items():
         if set(executor) != {"container"}:
             raise UserError(f"{name}: KFP runs containers only, not {', '.join(sorted(executor))}")
+        for word in executor["container"].get("args", []):
+            for placeholder in _IN_ARGUMENTS.findall(word):
+                raise UserError(
+                    f"{name}: KFP leaves {placeholder} as text in arguments; hand it over as an "
+                    "input of the task"
+                )
     for name, parameter in spec["root"].get("inputDefinitions", {}).get("parameters", {}).items():
         if "defaultValue" not in parameter:
             raise UserError(f"parameter {name}: has no default, so that no schedule could run it")

@@ -103,6 +103,12 @@ def node_config(args: argparse.Namespace) -> Any:
     from pipeline import config
     from pipeline.errors import UserError
 
+    if "{{" in args.run_id:
+        # The same text in every run: the second would find its work done already.
+        raise UserError(
+            f"--run-id {args.run_id}: the backend left the placeholder as text; it takes Kubeflow "
+            "Pipelines 2.5 or newer"
+        )
     try:
         values = json.loads(args.config)
     except ValueError as e:

@@ -1,17 +1,26 @@
 """Executes a compiled pipeline without KFP: knows the YAML and nothing else.
 
-Orders the tasks by their dependencies, puts the parameters in and runs each
-task's own command as a subprocess, with the environment and the retries that
-the file gives it. Containers share this machine instead of an image and a
-volume.
+Orders the tasks by their dependencies and runs each task's own command as a
+subprocess, with the environment and the retries that the file gives it.
+Containers share this machine instead of an image and a volume.
+
+It is no kinder than the backend. Placeholders are resolved in two steps by the
+rules of kubeflow/pipelines 2.5 to 2.17, and nowhere else; one that is left as
+text, as a container would get it there, is an error here:
+
+- backend/src/v2/driver/resolve.go, resolveInputParameter (2.4 and before have
+  no such cases): facts of the run, only where they are all of a constant that
+  is a task's input parameter.
+- backend/src/v2/component/launcher_v2.go, compileCmdAndArgs and
+  getPlaceholders: in command and arguments the executor's inputs and outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import uuid
@@ -20,8 +29,9 @@ from typing import Any
 
 import yaml
 
-_PARAMETER = re.compile(r"\{\{\$\.inputs\.parameters\['(\w+)'\]\}\}")
-_RUN_ID = "{{$.pipeline_job_uuid}}"
+
+class LeftAsTextError(Exception):
+    """A placeholder that no part of the backend resolves where it stands."""
 
 
 @dataclasses.dataclass
@@ -75,26 +85,40 @@ class Driver:
         label = component["executorLabel"]
         return label, self.spec["deploymentSpec"]["executors"][label]["container"]
 
-    def command(self, task: str, parameters: dict[str, Any], run_id: str) -> list[str]:
-        """A task's command with every placeholder resolved."""
-        defaults = {
+    def inputs(self, task: str, parameters: dict[str, Any], run_id: str) -> dict[str, Any]:
+        """A task's input parameters, as KFP's driver resolves them."""
+        given = {
             name: p["defaultValue"]
             for name, p in self.spec["root"]["inputDefinitions"]["parameters"].items()
-        }
-        values = {**defaults, **parameters}
-        inputs = {}
+        } | parameters
+        # The driver knows more; these are the ones that this driver can tell.
+        facts = {"{{$.pipeline_job_uuid}}": run_id, "{{$.pipeline_task_name}}": task}
+        values = {}
         for name, source in self.tasks[task]["inputs"]["parameters"].items():
-            value = values[source["componentInputParameter"]]
-            # KFP's numbers are doubles; a container gets an integer as one.
-            inputs[name] = str(int(value)) if isinstance(value, float) else str(value)
+            if "componentInputParameter" in source:
+                values[name] = given[source["componentInputParameter"]]
+            else:
+                constant = source["runtimeValue"]["constant"]
+                values[name] = facts.get(constant, constant)
+        return values
+
+    def command(self, task: str, parameters: dict[str, Any], run_id: str) -> list[str]:
+        """A task's command, as KFP's launcher hands it to the container."""
+        inputs = self.inputs(task, parameters, run_id)
+        placeholders = {
+            "{{$}}": json.dumps({"inputs": {"parameterValues": inputs}}),
+            **{f"{{{{$.inputs.parameters['{k}']}}}}": _text(v) for k, v in inputs.items()},
+        }
         _, container = self.container(task)
-        words = [*container["command"], *container["args"]]
-        resolved = [
-            _PARAMETER.sub(lambda m: inputs[m[1]], word).replace(_RUN_ID, run_id) for word in words
-        ]
-        assert not any("{{$" in word for word in resolved), "a placeholder is left"
-        assert resolved[0] == "python"
-        return [sys.executable, *resolved[1:]]
+        words = []
+        for word in [*container["command"], *container["args"]]:
+            for placeholder, value in placeholders.items():
+                word = word.replace(placeholder, value)
+            if "{{$" in word:
+                raise LeftAsTextError(f"{task} would get the text {word}")
+            words.append(word)
+        assert words[0] == "python"
+        return [sys.executable, *words[1:]]
 
     def environment(self, task: str, secrets: dict[str, str]) -> dict[str, str]:
         """The variables that a task's container sees, secrets included."""
@@ -147,3 +171,12 @@ class Driver:
             else:
                 return Execution(run_id, attempts, task)
         return Execution(run_id, attempts, None)
+
+
+def _text(value: Any) -> str:
+    """A value as the launcher writes it: numbers are doubles, without needless digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value == int(value) else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -84,6 +84,17 @@ def test_every_run_parameter_has_a_default_and_reaches_the_node(documents):
             assert f"inputs.parameters['{name}']" in arguments
 
 
+def test_the_run_id_is_an_input_of_every_task_and_in_no_argument(documents):
+    # Its source: kubeflow/pipelines, driver/resolve.go and component/launcher_v2.go.
+    for task in documents[0]["root"]["dag"]["tasks"].values():
+        source = task["inputs"]["parameters"]["run_id"]
+        assert source == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        arguments = executor["container"]["args"]
+        assert arguments[arguments.index("--run-id") + 1] == "{{$.inputs.parameters['run_id']}}"
+        assert "pipeline_job" not in " ".join(arguments)
+
+
 def test_only_the_trainer_gets_a_gpu(documents):
     executors = documents[0]["deploymentSpec"]["executors"]
     with_gpu = [n for n, e in executors.items() if "accelerator" in e["container"]["resources"]]
@@ -131,7 +142,7 @@ def test_every_node_has_the_volume_and_the_password_but_not_in_clear(documents, 
     ],
 )
 def test_what_a_backend_would_refuse_is_refused_here(assignment, expected):
-    with pytest.raises(UserError, match="(?s).*") as caught:
+    with pytest.raises(UserError) as caught:
         compiled("model=simple", assignment)
     assert expected in str(caught.value)
 
@@ -180,6 +191,11 @@ def _cache(spec):
     spec["root"]["dag"]["tasks"]["pusher"]["cachingOptions"] = {"enableCache": True}
 
 
+def _placeholder_in_arguments(spec):
+    arguments = spec["deploymentSpec"]["executors"]["exec-pusher"]["container"]["args"]
+    arguments += ["--name={{$.pipeline_job_name}}"]
+
+
 def _misspell(spec):
     spec["root"]["dag"]["tasks"]["pusher"]["dependantTasks"] = []
 
@@ -192,6 +208,7 @@ def _misspell(spec):
         (_add_resolver, "containers only"),
         (_drop_default, "no default"),
         (_cache, "cache is on"),
+        (_placeholder_in_arguments, r"leaves \{\{\$.pipeline_job_name\}\} as text"),
         (_misspell, "no KFP pipeline spec"),
     ],
 )

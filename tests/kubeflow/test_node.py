@@ -180,6 +180,7 @@ def test_a_failing_component_is_the_last_line(ingested, driver, place):
     ("words", "expected"),
     [
         (["--model=simpel"], "did you mean 'simple'"),
+        (["--run-id={{$.pipeline_job_uuid}}"], "left the placeholder as text"),
         (["--config={"], "not JSON"),
         (["--config=[]"], "JSON object"),
         (['--config={"trainer": {"epoch": 3}}'], "did you mean 'trainer.epochs'"),
