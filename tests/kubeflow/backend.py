@@ -25,6 +25,11 @@ class Request:
         return json.loads(self.body)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Says nothing where a client did not wait for the answer."""
+
+
 class Backend:
     """Answers as KFP 2 does; ``faults`` come first, one a request."""
 
@@ -76,7 +81,7 @@ class Backend:
             def log_message(self, *args):
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.host = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
