@@ -4,7 +4,7 @@
 from tfx.dsl.component.experimental.annotations import InputArtifact
 from tfx.dsl.component.experimental.decorators import component
 
-from components.drift import executor
+from components.drift import comparison
 from components.drift.component import DriftReportArtifact
 from components.errors import SpanStoppedError
 
@@ -20,7 +20,7 @@ def VerdictGate(drift: InputArtifact[DriftReportArtifact]) -> None:  # noqa: N80
       SpanStoppedError: With the verdict and its reason.
     """
     verdict = drift.get_string_custom_property("verdict")
-    if verdict != executor.TRAIN:
+    if verdict != comparison.TRAIN:
         span = drift.get_int_custom_property("span")
         reason = drift.get_string_custom_property("reason")
         raise SpanStoppedError(f"span {span}: {verdict}: {reason}")

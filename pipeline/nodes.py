@@ -30,7 +30,7 @@ from tfx.types.channel import BaseChannel
 
 from components import baseline, evaluation, features, window
 from components.data_gate import DataGate
-from components.drift import executor as drift_executor
+from components.drift.comparison import Limits
 from components.drift.component import DriftMonitor
 from components.image_index.component import ImageIndex
 from components.mnist_example_gen.component import MnistExampleGen
@@ -377,16 +377,16 @@ def drift_monitor(
     serving: BaseNode,
     accepted: int,
     after: BaseNode,
-) -> DriftMonitor:
+) -> BaseComponent:
     """The comparison of a span with the window before it and with the golden set."""
     own = config.continuous
-    limits = {f.name: getattr(own, f.name) for f in dataclasses.fields(drift_executor.Limits)}
+    limits = {f.name: getattr(own, f.name) for f in dataclasses.fields(Limits)}
     node = DriftMonitor(
         examples=_examples(examples),
         golden=_examples(golden),
         reference=_examples(reference),
         model=serving.outputs[baseline.MODEL],
-        limits=limits,
+        limits=Limits(**limits).to_json(),
         accepted=accepted,
     )
     return _after(node, after)
@@ -408,7 +408,7 @@ def span_gate(
     on_golden: BaseNode,
     validator: BaseNode,
     serving: BaseNode,
-) -> SpanGate:
+) -> BaseComponent:
     """The verdict on a candidate, from those of all who looked at it."""
     return SpanGate(
         max_golden_increase=config.continuous.max_golden_increase,

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_model_analysis as tfma
 from tfx.components.util import model_utils
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
@@ -18,7 +17,7 @@ from tfx.types.artifact import Artifact, Property, PropertyType
 from tfx.utils import io_utils, path_utils
 
 from components import evaluation as evaluation_config
-from components import features, inference
+from components import features, inference, results
 from components.image_index.component import (
     EXAMINED_COLUMNS,
     INDEXED_COLUMNS,
@@ -39,7 +38,6 @@ CARD_FILE = "model_card.md"
 # Custom property of a RunReport: what leaderboard_figures gives, as JSON.
 FIGURES_PROPERTY = "figures"
 PICTURES_FOLDER = "pictures"
-TRAINING_FILE = "training.json"
 
 # Of a float in a compressed code; as many as `mnist-ae compress` takes by default.
 CODE_BITS = 8
@@ -56,66 +54,6 @@ class RunReportArtifact(Artifact):
     TYPE_NAME = "RunReport"
     TYPE_ANNOTATION = system_artifacts.Metrics
     PROPERTIES: ClassVar = {"span": Property(type=PropertyType.INT)}
-
-
-def load_metrics(path: str, model_name: str) -> dict[str, Any]:
-    """TFMA's figures of a model.
-
-    Args:
-      path: Of the evaluation.
-      model_name: Candidate or baseline.
-
-    Returns:
-      ``overall`` and, where there were labels, ``by_label``, each with mean,
-      spread and maximum of the losses and the example count. Empty where that
-      model was not evaluated.
-    """
-    specs = tfma.load_eval_result(path).config.model_specs
-    if model_name not in [spec.name for spec in specs]:
-        if model_name != evaluation_config.CANDIDATE:
-            return {}
-        # TFMA drops the name of an only model.
-        model_name = ""
-    result = tfma.load_eval_result(path, model_name=model_name)
-    figures: dict[str, Any] = {"overall": {}, "by_label": {}}
-    for slice_key in result.get_slice_names():
-        metrics = result.get_metrics_for_slice(slice_key) or {}
-        values = {
-            name: value["doubleValue"] for name, value in metrics.items() if "doubleValue" in value
-        }
-        if not values:
-            continue
-        if slice_key == ():
-            figures["overall"] = values
-        else:
-            label = int(slice_key[0][1])
-            if label != features.NO_LABEL:
-                figures["by_label"][str(label)] = values
-    figures["by_label"] = dict(sorted(figures["by_label"].items()))
-    return figures if figures["overall"] else {}
-
-
-def refusals(path: str) -> list[str]:
-    """Why TFMA's validation refused a model, a line each; empty where it did not."""
-    reasons = []
-    result = tfma.load_validation_result(path)
-    for per_slice in result.metric_validations_per_slice:
-        digits = [key.int64_value for key in per_slice.slice_key.single_slice_keys]
-        where = f"digit {digits[0]}: " if digits else ""
-        for failure in per_slice.failures:
-            threshold = failure.metric_threshold
-            value = failure.metric_value.double_value.value
-            if failure.metric_key.is_diff:
-                reasons.append(
-                    f"{where}{failure.metric_key.name} is {value:+.5f} against the baseline's, "
-                    f"more than {threshold.change_threshold.relative.value:.0%} worse"
-                )
-            else:
-                bound = threshold.value_threshold.upper_bound.value
-                reasons.append(
-                    f"{where}{failure.metric_key.name} {value:.5f} is above the bound {bound:g}"
-                )
-    return reasons
 
 
 @component
@@ -140,7 +78,7 @@ def RunReport(  # noqa: N802: components are named like classes
     """
     model_path = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
     metadata = inference.read_metadata(model_path)
-    training = json.loads(io_utils.read_string_file(os.path.join(model_run.uri, TRAINING_FILE)))
+    training = results.read_json(model_run.uri, results.TRAINING_FILE)
     with fileio.open(os.path.join(reference.uri, PCA_FILE), "rb") as f:
         pca = np.load(io.BytesIO(f.read()))
         size = min(metadata["code_size"], features.IMAGE_BYTES)
@@ -150,14 +88,12 @@ def RunReport(  # noqa: N802: components are named like classes
             for digit, value in enumerate(pca["mse_by_label"][:, size])
             if np.isfinite(value)
         }
-    candidate = load_metrics(evaluation.uri, evaluation_config.CANDIDATE)
+    candidate = results.load_metrics(evaluation.uri, evaluation_config.CANDIDATE)
     if not candidate:
         raise RuntimeError(f"no evaluation of the candidate in {evaluation.uri}")
-    baseline = load_metrics(evaluation.uri, evaluation_config.BASELINE)
-    serving = json.loads(
-        io_utils.read_string_file(os.path.join(infra_blessing.uri, serving_validator.REPORT_FILE))
-    )
-    of_codes = json.loads(io_utils.read_string_file(os.path.join(code_metrics.uri, METRICS_FILE)))
+    baseline = results.load_metrics(evaluation.uri, evaluation_config.BASELINE)
+    serving = results.read_json(infra_blessing.uri, serving_validator.REPORT_FILE)
+    of_codes = results.read_json(code_metrics.uri, METRICS_FILE)
     blessed = model_utils.is_model_blessed(blessing) and model_utils.is_infra_validated(
         infra_blessing
     )
@@ -183,7 +119,7 @@ def RunReport(  # noqa: N802: components are named like classes
             **{key: of_codes[key] for key in ("search", "anomaly", "classification", "code")},
         },
         "blessed": blessed,
-        "refusals": [*refusals(evaluation.uri), *serving["problems"]],
+        "refusals": [*results.refusals(evaluation.uri), *serving["problems"]],
         "code_size": metadata["code_size"],
         "bits_per_pixel": metadata["code_size"] * CODE_BITS / features.IMAGE_BYTES,
         "parameters": metadata["parameters"],

@@ -258,7 +258,7 @@ def _run_span(
 
 def _result(store: Any, run_id: str) -> dict[str, Any]:
     """The outcome of a run that trained, from its artifacts."""
-    from components.span_gate.executor import REPORT_FILE
+    from components.span_gate.component import REPORT_FILE
     from pipeline import history
 
     record = history.run(store, run_id)

@@ -7,14 +7,16 @@ import tensorflow as tf
 from tfx.types import artifact_utils, standard_artifacts
 
 from components import features
-from components.drift import executor
-from components.drift.component import DriftReportArtifact
+from components.drift import comparison, component
 from components.mnist_example_gen import executor as example_gen
 
-LIMITS = executor.Limits(
-    max_distance=0.3, max_code_distance=0.4, max_error_ratio=2.0, skip_overlap=0.98,
+LIMITS = comparison.Limits(
+    max_distance=0.3,
+    max_code_distance=0.4,
+    max_error_ratio=2.0,
+    skip_overlap=0.98,
     skip_distance=0.0,
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def examples(tmp_path):
 
 
 def monitor(span, golden, reference, tmp_path, *, model=None, accepted=0):
-    report = DriftReportArtifact()
+    report = component.DriftReportArtifact()
     report.uri = str(tmp_path / "report")
     os.makedirs(report.uri, exist_ok=True)
     inputs = {"examples": [span], "golden": [golden], "reference": reference}
@@ -47,10 +49,10 @@ def monitor(span, golden, reference, tmp_path, *, model=None, accepted=0):
         artifact = standard_artifacts.Model()
         artifact.uri = str(model)
         inputs["model"] = [artifact]
-    executor.Executor().Do(
+    component.DriftMonitor.EXECUTOR_SPEC.executor_class().Do(
         inputs, {"report": [report]}, {"limits": LIMITS.to_json(), "accepted": accepted}
     )
-    with open(os.path.join(report.uri, executor.REPORT_FILE)) as f:
+    with open(os.path.join(report.uri, component.REPORT_FILE)) as f:
         found = json.load(f)
     assert report.get_string_custom_property("verdict") == found["verdict"]
     assert report.get_int_custom_property("span") == span.get_int_custom_property("span")
@@ -80,16 +82,17 @@ def test_verdicts_on_real_digits(digits, examples, tmp_path, served_model):
     for number, (name, (span, _)) in enumerate(cases.items(), start=10):
         got[name] = monitor(examples(span, number), golden, window, tmp_path, model=served_model)
     summary = {
-        n: (g["verdict"], round(g["distance"], 3), round(g["code_distance"], 3),
-            round(g["error_ratio"], 2)) for n, g in got.items()
-    }  # fmt: skip
-    assert {n: g["verdict"] for n, g in got.items()} == {
-        n: v for n, (_, v) in cases.items()
+        name: {key: g[key] for key in ("verdict", "distance", "code_distance", "error_ratio")}
+        for name, g in got.items()
+    }
+    assert {name: g["verdict"] for name, g in got.items()} == {
+        name: verdict for name, (_, verdict) in cases.items()
     }, summary
     usual = got["usual"]
     # TFDV's comparators were fed, both of them, with pixels, codes and errors.
+    measured = {"ink", "centre_x", "code_0", "reconstruction_error"}
     for against in ("window", "golden"):
-        assert {"ink", "centre_x", "code_0", executor._ERROR} <= set(usual["distances"][against])
+        assert measured <= set(usual["distances"][against])
     assert usual["errors"]["span"]["0.5"] == pytest.approx(
         usual["errors"]["window"]["0.5"], rel=0.2
     )
@@ -103,11 +106,16 @@ def test_verdicts_on_real_digits(digits, examples, tmp_path, served_model):
 
 def test_a_person_lets_in_what_was_too_strange():
     found = {
-        "distance": 0.9, "feature": "ink", "against": "window", "code_distance": 0.1,
-        "error_ratio": 1.0, "overlap": 0.0, "golden_overlap": 0.0,
-    }  # fmt: skip
-    assert executor.judge(found, LIMITS, accepted=False)[0] == "stop"
-    verdict, reason = executor.judge(found, LIMITS, accepted=True)
+        "distance": 0.9,
+        "feature": "ink",
+        "against": "window",
+        "code_distance": 0.1,
+        "error_ratio": 1.0,
+        "overlap": 0.0,
+        "golden_overlap": 0.0,
+    }
+    assert comparison.judge(found, LIMITS, accepted=False)[0] == "stop"
+    verdict, reason = comparison.judge(found, LIMITS, accepted=True)
     assert verdict == "train" and "by hand" in reason and "ink" in reason
 
 

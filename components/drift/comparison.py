@@ -1,4 +1,4 @@
-"""The work of DriftMonitor.
+"""How a span differs from the window and from the golden set, and the verdict on it.
 
 Raw images have no distribution that TFDV could compare, so a few numbers of
 each are compared: how much ink, where it lies, how far it spreads, the serving
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 from typing import Any
 
@@ -22,24 +21,10 @@ import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
 from tfx import types
-from tfx.dsl.components.base import base_executor
 from tfx.types import artifact_utils
-from tfx.utils import io_utils, path_utils
 
 from components import features
 from serving import contract
-
-EXAMPLES_KEY = "examples"
-GOLDEN_KEY = "golden"
-REFERENCE_KEY = "reference"
-MODEL_KEY = "model"
-REPORT_KEY = "report"
-LIMITS_KEY = "limits"
-ACCEPTED_KEY = "accepted"
-
-REPORT_FILE = "drift.json"
-ANOMALIES_FILE = "anomalies.pbtxt"
-STATISTICS_FILE = "{of}_statistics.binpb"
 
 TRAIN, SKIP, STOP = "train", "skip", "stop"
 
@@ -52,7 +37,7 @@ _QUANTILES = (0.5, 0.9, 0.99)
 _JUDGED = ("0.5", "0.9")
 _BATCH = 1_000
 
-_logger = logging.getLogger(__name__)
+Statistics = dict[str, statistics_pb2.DatasetFeatureStatisticsList]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,71 +61,45 @@ class Sample:
 
     Attributes:
       images: uint8 [<=5000, 28, 28].
-      hashes: Of every image of the set.
+      hashes: One hash an image, for every image of the set.
     """
 
     images: np.ndarray
     hashes: frozenset[bytes]
 
 
-class Executor(base_executor.BaseExecutor):
-    """Compares a span and writes the verdict."""
+def examine(
+    span: Sample, window: Sample, golden: Sample, model: Any | None, limits: Limits
+) -> tuple[dict[str, Any], Statistics, anomalies_pb2.Anomalies]:
+    """Describes the sets and compares them.
 
-    def Do(  # noqa: N802 (TFX's name)
-        self,
-        input_dict: dict[str, list[types.Artifact]],
-        output_dict: dict[str, list[types.Artifact]],
-        exec_properties: dict[str, Any],
-    ) -> None:
-        """See the base class.
+    Args:
+      span: What is to be judged.
+      window: What was trained on last, perhaps empty.
+      golden: What never changes.
+      model: The serving SavedModel, or None.
+      limits: When TFDV calls a distance an anomaly.
 
-        Args:
-          input_dict: ``examples``, ``golden``, ``reference``, ``model``.
-          output_dict: ``report``.
-          exec_properties: Limits and whether a person has let the span in.
-        """
-        self._log_startup(input_dict, output_dict, exec_properties)
-        limits = Limits(**json.loads(exec_properties[LIMITS_KEY]))
-        examples = artifact_utils.get_single_instance(input_dict[EXAMPLES_KEY])
-        report = artifact_utils.get_single_instance(output_dict[REPORT_KEY])
-        model = _model(input_dict.get(MODEL_KEY) or [])
-        span = read_sample([examples])
-        golden = read_sample(input_dict[GOLDEN_KEY])
-        reference = read_sample(input_dict.get(REFERENCE_KEY) or [])
-        tables = {
-            name: describe(sample.images, model)
-            for name, sample in (("span", span), ("window", reference), ("golden", golden))
-            if len(sample.images)
-        }
-        statistics = {name: _statistics(table) for name, table in tables.items()}
-        anomalies = compare(statistics, list(tables["span"]), limits)
-        found = summarise(anomalies, tables)
-        found["overlap"] = (
-            len(span.hashes & reference.hashes) / len(span.hashes) if reference.hashes else 0.0
-        )
-        found["golden_overlap"] = len(span.hashes & golden.hashes) / len(span.hashes)
-        verdict, reason = judge(found, limits, accepted=bool(exec_properties[ACCEPTED_KEY]))
-        found = {"verdict": verdict, "reason": reason, **found}
-        _logger.info("drift: %s (%s)", verdict, reason)
-        for name, value in statistics.items():
-            path = os.path.join(report.uri, STATISTICS_FILE.format(of=name))
-            io_utils.write_bytes_file(path, value.SerializeToString())
-        io_utils.write_pbtxt_file(os.path.join(report.uri, ANOMALIES_FILE), anomalies)
-        io_utils.write_string_file(
-            os.path.join(report.uri, REPORT_FILE), json.dumps(found, indent=2)
-        )
-        for name in ("span", "version"):
-            if examples.has_custom_property(name):
-                report.set_int_custom_property(name, examples.get_int_custom_property(name))
-        report.set_string_custom_property("verdict", verdict)
-        report.set_string_custom_property("reason", reason)
-        report.set_int_custom_property("accepted", int(exec_properties[ACCEPTED_KEY]))
-        report.set_float_custom_property("distance", found["distance"])
-        report.set_float_custom_property("error_ratio", found["error_ratio"])
+    Returns:
+      As :func:`summarise`, with ``overlap`` and ``golden_overlap``, the
+      fractions of the span's images that the window and the golden set have
+      too; TFDV's statistics by set; and its anomalies.
+    """
+    tables = {
+        name: describe(sample.images, model)
+        for name, sample in (("span", span), ("window", window), ("golden", golden))
+        if len(sample.images)
+    }
+    statistics = {name: _statistics(table) for name, table in tables.items()}
+    anomalies = compare(statistics, list(tables["span"]), limits)
+    found = summarise(anomalies, tables)
+    found["overlap"] = len(span.hashes & window.hashes) / len(span.hashes)
+    found["golden_overlap"] = len(span.hashes & golden.hashes) / len(span.hashes)
+    return found, statistics, anomalies
 
 
 def read_sample(artifacts: list[types.Artifact]) -> Sample:
-    """An even sample of the images of some Examples, of all their splits."""
+    """An even sample of the images of some Examples, from all their splits."""
     rows: list[np.ndarray] = []
     for artifact in artifacts:
         for split in artifact_utils.decode_split_names(artifact.split_names):
@@ -195,7 +154,7 @@ def describe(images: np.ndarray, model: Any | None) -> pd.DataFrame:
 
 
 def compare(
-    statistics: dict[str, statistics_pb2.DatasetFeatureStatisticsList],
+    statistics: Statistics,
     columns: list[str],
     limits: Limits,
 ) -> anomalies_pb2.Anomalies:
@@ -306,12 +265,3 @@ def _statistics(table: pd.DataFrame) -> statistics_pb2.DatasetFeatureStatisticsL
         num_histogram_buckets=_BUCKETS, num_quantiles_histogram_buckets=_BUCKETS
     )
     return tfdv.generate_statistics_from_dataframe(table, stats_options=options)
-
-
-def _model(artifacts: list[types.Artifact]) -> Any | None:
-    if not artifacts:
-        return None
-    artifact = artifact_utils.get_single_instance(artifacts)
-    return tf.saved_model.load(
-        path_utils.serving_model_path(artifact.uri, path_utils.is_old_model_artifact(artifact))
-    )
