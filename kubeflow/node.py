@@ -32,6 +32,9 @@ _SPAN_FOLDER = re.compile(r"span-\d+")
 _VERSION_FOLDER = re.compile(r"version-\d+")
 _LAUNCH_TRIES = 5
 _EXAMPLE_GEN = "MnistExampleGen"
+_SERVING_VALIDATOR = "ServingValidator"
+# A verdict of another run is read by that run's Pusher within this many seconds.
+_READ_WITHIN = 3_600.0
 
 
 class Interrupted(BaseException):
@@ -168,6 +171,7 @@ def run_node(args: argparse.Namespace) -> None:
     config = node_config(args)
     # What takes seconds to import comes after what is likely to be wrong.
     from kubeflow import store as stores
+    from pipeline import history
 
     password = os.environ.get("MNIST_AE_METADATA_PASSWORD")
     connection = stores.connection(args.metadata_url, password)
@@ -178,6 +182,8 @@ def run_node(args: argparse.Namespace) -> None:
         return
     if stores.close_attempts(store, args.run_id, args.node, args.pipeline_root):
         _logger.info("%s was interrupted before; it starts again", args.node)
+    if args.node == _SERVING_VALIDATOR:
+        history.forget_refusals(store, in_use_for=_READ_WITHIN)
     ir = compile_graph(config, args, labelled=stores.labelled_examples(store, args.run_id))
     try:
         for attempt in range(1, _LAUNCH_TRIES + 1):

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
+import time
 from typing import Any
 
 from ml_metadata import metadata_store
@@ -15,6 +16,9 @@ _RUN_CONTEXT = "pipeline_run"
 _NODE_CONTEXT = "node"
 _STATES = metadata_store_pb2.Execution
 FINISHED = (_STATES.COMPLETE, _STATES.CACHED)
+# On an InfraBlessing that was refused for what another measurement may not find
+# (components.serving_validator, which takes longer to import).
+REFUSED_FOR = "refused_for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,11 +237,49 @@ def mark_interrupted(store: metadata_store.MetadataStore) -> list[int]:
 
 def missing_pushes(store: metadata_store.MetadataStore) -> list[str]:
     """URIs of PushedModel artifacts whose pushed version is no longer there."""
-    if not any(t.name == "PushedModel" for t in store.get_artifact_types()):
-        return []
     return [
         artifact.uri
-        for artifact in store.get_artifacts_by_type("PushedModel")
+        for artifact in _of_type(store, "PushedModel")
         if artifact.custom_properties["pushed"].int_value
         and not os.path.isdir(artifact.custom_properties["pushed_destination"].string_value)
     ]
+
+
+def forget_refusals(store: metadata_store.MetadataStore, *, in_use_for: float = 0.0) -> int:
+    """Keeps TFX's cache from answering with a refusal that a busy machine may have caused.
+
+    The verdicts stay known, but are marked as deleted, which the cache takes for
+    no answer.
+
+    Args:
+      store: ML Metadata.
+      in_use_for: Seconds that a verdict is left alone which no node has read
+        yet, where other runs may be under way.
+
+    Returns:
+      How many there were.
+    """
+    live = metadata_store_pb2.Artifact.LIVE
+    refusals = [
+        artifact
+        for artifact in _of_type(store, "InfraBlessing")
+        if artifact.state == live and REFUSED_FOR in artifact.custom_properties
+    ]
+    if in_use_for:
+        events = store.get_events_by_artifact_ids([a.id for a in refusals]) if refusals else []
+        read = {e.artifact_id for e in events if e.type == metadata_store_pb2.Event.INPUT}
+        oldest = (time.time() - in_use_for) * 1000
+        refusals = [a for a in refusals if a.id in read or a.create_time_since_epoch < oldest]
+    for artifact in refusals:
+        artifact.state = metadata_store_pb2.Artifact.DELETED
+    if refusals:
+        store.put_artifacts(refusals)
+    return len(refusals)
+
+
+def _of_type(
+    store: metadata_store.MetadataStore, type_name: str
+) -> list[metadata_store_pb2.Artifact]:
+    if not any(t.name == type_name for t in store.get_artifact_types()):
+        return []
+    return list(store.get_artifacts_by_type(type_name))

@@ -209,7 +209,7 @@ def _finished_from_cache(
 
 
 def recover(config: PipelineConfig) -> None:
-    """Puts right what a killed run left behind."""
+    """Puts right what a killed run left behind, and forgets what has to be measured again."""
     path = history.metadata_path(config.root)
     if not os.path.exists(path):
         return
@@ -222,3 +222,4 @@ def recover(config: PipelineConfig) -> None:
     for uri in history.missing_pushes(store):
         # Without its artifact the Pusher is not answered from the cache.
         shutil.rmtree(uri, ignore_errors=True)
+    history.forget_refusals(store)

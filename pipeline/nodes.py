@@ -70,7 +70,7 @@ def assemble(
         if isinstance(node, BaseComponent):
             # TFX's cache knows parameters, not code: as a parameter, an edit is
             # never answered from the cache.
-            node.exec_properties[CODE] = code_digest.digest(_references(config, node))
+            node.exec_properties[CODE] = code_digest.digest(references(config, node))
     return pipeline.Pipeline(
         pipeline_name=config.name,
         pipeline_root=pipeline_root or history.artifacts_folder(config.root),
@@ -82,7 +82,7 @@ def assemble(
     )
 
 
-def _references(config: PipelineConfig, node: BaseComponent) -> list[str]:
+def references(config: PipelineConfig, node: BaseComponent) -> list[str]:
     """What of the project a node runs: its executor, what its parameters name, the model."""
     found = [node.executor_spec.executor_class.__module__, node.driver_class.__module__]
     for value in node.exec_properties.values():
