@@ -8,7 +8,6 @@ import os
 import pathlib
 import shlex
 import sys
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,12 @@ _submission = options.gathered(
     "start",
     _starter,
     options.configuration(),
-    click.option("--experiment", default="mnist-autoencoder", metavar="NAME"),
+    click.option(
+        "--experiment",
+        default="mnist-autoencoder",
+        metavar="NAME",
+        help="experiment of the run; made where there is none",
+    ),
     click.option("--name", metavar="NAME", show_default="made of the time", help="name of the run"),
     click.option(
         "--param",
@@ -150,6 +154,7 @@ _run_id = click.argument("run_id", metavar="RUN")
 @click.option("-o", "--output", default="pipeline.yaml", metavar="FILE", help="what is written")
 def compile_(source: options.ConfigSource, output: str) -> None:
     """Write the pipeline as KFP v2 YAML."""
+    from pipeline import files
     from pipeline.errors import UserError
 
     path = pathlib.Path(output)
@@ -157,14 +162,7 @@ def compile_(source: options.ConfigSource, output: str) -> None:
         raise UserError(f"{path}: KFP takes files whose name ends in .yaml")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: the folder does not exist; make it first")
-    text = _compile(*_load(source))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
+    files.write(path, _compile(*_load(source)))
     print(path)
 
 

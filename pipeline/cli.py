@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from pipeline.commands import group
+from serving.errors import Error
 
 PROG = "mnist-ae"
 
@@ -106,12 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe, such as head, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as e:
-        code = getattr(e, "exit_code", None)
-        if code is None:
-            raise
+    except Error as e:
         print(f"{PROG}: error: {' '.join(str(e).split())}", file=sys.stderr)
-        return code
+        return e.exit_code
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.history import RunRecord
+from pipeline import files
+
+if TYPE_CHECKING:
+    from pipeline.history import RunRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,14 +177,7 @@ def write_page(path: str, rows: Sequence[dict]) -> None:
             pictures=pictures,
         )
     )  # fmt: skip
-    target = pathlib.Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
+    files.write(path, text)
 
 
 def _picture(report: str | None, name: str) -> bytes | None:

@@ -57,7 +57,7 @@ def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Con
     """Print or write the codes of images."""
     import numpy as np
 
-    from serving.errors import InputError
+    from pipeline.files import writing
 
     files = _load(paths, invert)
     with connection as client:
@@ -67,11 +67,8 @@ def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Con
             for name, row in zip(loaded.names, rows):
                 print(json.dumps({"image": name, "code": [round(float(v), 7) for v in row]}))
         return
-    try:
-        with open(out, "wb") as file:
-            np.save(file, np.concatenate(codes))
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
+    with writing(out) as file:
+        np.save(file, np.concatenate(codes))
     print(f"wrote {sum(map(len, codes))} codes to {out}")
 
 

@@ -14,6 +14,7 @@ import click
 
 from pipeline.commands import options
 from pipeline.commands.group import command
+from serving.errors import Error
 
 if TYPE_CHECKING:
     from components.mnist_example_gen.datasets import Dataset
@@ -113,11 +114,8 @@ def _run_several(
         print(f"model {number} of {len(configs)}: {config.model.name}", file=sys.stderr)
         try:
             _run_locked(config, dataset, as_json, verbose, started=run_ids.append)
-        except Exception as e:
-            code = getattr(e, "exit_code", None)
-            if code is None:
-                raise
-            codes.append(code)
+        except Error as e:
+            codes.append(e.exit_code)
             reason = " ".join(str(e).split())
             print(f"mnist-ae: error: {config.model.name}: {reason}", file=sys.stderr)
         print(file=sys.stderr)
@@ -154,9 +152,7 @@ def _run_locked(
 
             try:
                 result = local_runner.run(config, dataset, run_id=run_id, listener=display)
-            except Exception as e:
-                if not hasattr(e, "exit_code"):
-                    raise
+            except Error as e:
                 e.args = (f"{e} (log: {log_path})",)
                 raise
         if as_json:

@@ -10,26 +10,9 @@ import sys
 
 import click
 
+from pipeline import leaderboard
 from pipeline.commands import options
 from pipeline.commands.group import command
-
-# Those of pipeline.leaderboard, which takes longer to import.
-SORT_KEYS = (
-    "servable",
-    "dataset",
-    "mse",
-    "bce",
-    "worst_mse",
-    "code_size",
-    "bits_per_pixel",
-    "parameters",
-    "training_seconds",
-    "model_bytes",
-    "latency_ms",
-    "auroc",
-    "precision_at_10",
-    "knn_accuracy",
-)
 
 
 @command()
@@ -89,10 +72,10 @@ def report(name: str | None, root: str, show_path: bool, card: bool) -> None:
 @options.root
 @click.option(
     "--sort",
-    type=click.Choice(SORT_KEYS),
+    type=click.Choice(leaderboard.SORTABLE),
     default="mse",
     metavar="FIGURE",
-    help=f"by which figure; one of {', '.join(SORT_KEYS)}",
+    help=f"by which figure; one of {', '.join(leaderboard.SORTABLE)}",
 )
 @click.option("--reverse", is_flag=True, help="worst first")
 @options.as_json("a JSON list")
@@ -101,7 +84,7 @@ def compare(
     names: tuple[str, ...], root: str, sort: str, reverse: bool, as_json: bool, html: str | None
 ) -> None:
     """Compare runs, best first; default: the last run of every model."""
-    from pipeline import leaderboard, runs
+    from pipeline import runs
 
     records = runs.some_runs(root)
     chosen = [runs.choose(records, name) for name in names] or runs.last_of_each(records)

@@ -153,6 +153,8 @@ def _show_codecs(rows: list[Any]) -> None:
 @options.model(default="the one that compressed it")
 def decompress(file: str, out: str, root: str, model: str | None) -> None:
     """Turn a compressed file into images."""
+    from components.mnist_example_gen.idx import write_idx
+    from pipeline import files
     from pipeline.errors import UserError
     from pipeline.uses import compression
     from serving import images, locate
@@ -175,21 +177,9 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
     if path.suffix.lower() == ".png":
         images.write_grid(path, shown)
     else:
-        _write_idx(path, shown)
+        with files.writing(path) as target:
+            write_idx(target.name, shown)
     print(f"wrote {path}: {len(shown):,} images")
-
-
-def _write_idx(path: pathlib.Path, pixels: Any) -> None:
-    from components.mnist_example_gen.idx import write_idx
-    from pipeline.errors import UserError
-
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_idx(str(partial), pixels)
-        os.replace(partial, path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
 
 
 @command()

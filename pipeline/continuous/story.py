@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline import files
 from pipeline.continuous import spans
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.state import State
-from pipeline.errors import UserError
 
 
 def tell(root: str, model: str | None = None) -> dict[str, Any]:
@@ -186,10 +186,7 @@ text {{ font: 12px system-ui, sans-serif; fill: #444 }}
 <th>golden MSE</th><th>why</th></tr>{rows}</table>
 </html>
 """
-    try:
-        pathlib.Path(path).write_text(page, encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from None
+    files.write(path, page)
 
 
 _COLOURS = ("#1f6feb", "#999999")

@@ -1,24 +1,19 @@
-"""The command line, run as a user would run it."""
+"""The root of the command line: what it lists, how it refuses, how it ends."""
 
-import json
 import os
+import pathlib
+import subprocess
+import sys
 import time
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from components.mnist_example_gen import idx
-from trainer.models.catalogue import CATALOGUE
+from pipeline.cli import mnist_ae
 
-
-def test_models_lists_the_whole_catalogue(cli):
-    listed = json.loads(cli("models", "--json").stdout)
-    assert [entry["name"] for entry in listed] == list(CATALOGUE)
-    for entry in listed:
-        assert {"name", "code_size", "abilities", "parameters", "source"} <= set(entry)
-        assert entry["code_size"] > 0
-    table = cli("models").stdout
-    for name in CATALOGUE:
-        assert name in table
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -36,21 +31,54 @@ def test_what_needs_no_tensorflow_answers_at_once(cli, arguments):
     assert min(seconds) < 2
 
 
-def test_data_shows_what_would_be_used(cli, digits_folder):
-    done = cli("data", "--json", "--data-dir", str(digits_folder))
-    found = json.loads(done.stdout)
-    assert (found["name"], found["folder"]) == ("mnist-5k", str(digits_folder))
-    assert found["splits"]["train"]["count"] == 4_500
-    by_environment = cli("data", "--json", MNIST_DATA_DIR=str(digits_folder))
-    assert json.loads(by_environment.stdout)["origin"].startswith("folder")
-    assert "4,500 train and 500 eval" in cli("data", "--dataset", "mnist-5k").stdout
+@pytest.mark.parametrize("arguments", [["--help"], ["rnu"]], ids=" ".join)
+def test_the_list_of_commands_imports_none_of_them(arguments):
+    program = (
+        "import sys; from pipeline import cli\n"
+        f"cli.main({arguments})\n"
+        "known = {'pipeline', 'pipeline.cli', 'pipeline.commands', 'pipeline.commands.group',"
+        " 'serving', 'serving.errors'}\n"
+        "ours = ('pipeline', 'components', 'trainer', 'serving', 'kubeflow')\n"
+        "loaded = {name for name in sys.modules if name.split('.')[0] in ours} - known\n"
+        "heavy = {'numpy', 'pydantic', 'rich', 'yaml', 'tensorflow'} & set(sys.modules)\n"
+        "sys.exit(f'imported {loaded | heavy}' if loaded | heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
-def test_runs_of_an_empty_root(cli, tmp_path):
-    done = cli("runs", "--root", str(tmp_path))
-    assert done.returncode == 0
-    assert "no runs" in done.stdout
-    assert json.loads(cli("runs", "--json", "--root", str(tmp_path)).stdout) == []
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    context = click.Context(group)
+    found = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        found.append((*path, name))
+        if isinstance(command, click.Group):
+            found += commands(command, (*path, name))
+    return found
+
+
+@pytest.mark.parametrize("path", commands(mnist_ae), ids=" ".join)
+def test_every_command_explains_itself_and_each_of_its_options(path):
+    runner = CliRunner()
+    done = runner.invoke(mnist_ae, [*path, "--help"])
+    assert done.exit_code == 0, done.output
+    command: click.Command = mnist_ae
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), name)
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert all(spelling in done.stdout for spelling in option.opts)
+    assert runner.invoke(mnist_ae, [*path, "-h"]).stdout == done.stdout
 
 
 def no_images(folder):
@@ -71,9 +99,28 @@ def root_is_a_file(folder):
 
 MISTAKES = {
     "no command": (lambda f: [], "COMMAND"),
-    "unknown command": (lambda f: ["rnu"], "rnu"),
-    "unknown option": (lambda f: ["run", "--modle", "simple"], "--modle"),
+    "unknown command": (lambda f: ["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
+    "unknown option": (lambda f: ["run", "--modle", "simple"], "did you mean '--model'?"),
+    "unknown option of the root": (lambda f: ["--model", "simple"], "--model"),
+    "no value": (lambda f: ["run", "--model"], "see 'mnist-ae run --help'"),
+    "a value for a flag": (lambda f: ["run", "--tune=3"], "--tune"),
+    "one argument too many": (lambda f: ["run", "extra"], "extra"),
+    "missing argument": (lambda f: ["predict"], "IMAGE"),
+    "missing option": (lambda f: ["compress", "x.png"], "--out"),
+    "no number": (lambda f: ["generate", "--n", "x"], "'x' is not a valid integer"),
+    "out of bounds": (lambda f: ["serve", "--port", "99999"], "99999"),
+    "not a number": (lambda f: ["watch", "--interval", "nan"], "--interval"),
+    "endless": (lambda f: ["watch", "--interval", "inf"], "--interval"),
+    "unknown choice": (lambda f: ["serve", "--backend", "cloud"], "'embedded'"),
+    "no action": (lambda f: ["rollout"], "missing ACTION; see 'mnist-ae rollout --help'"),
+    "unknown action": (lambda f: ["rollout", "canry", "3"], "did you mean 'canary'?"),
+    "unknown option of an action": (lambda f: ["rollout", "list", "--modle"], "'--model'"),
+    "both triggers": (
+        lambda f: ["kubeflow", "schedule", "--host", "http://h", "--cron", "x", "--every", "1d"],
+        "one of --cron and --every",
+    ),
     "unknown model": (lambda f: ["run", "--model", "simpel"], "'simple'"),
+    "unknown model of several": (lambda f: ["run", "--model", "simple,simpel"], "'simple'"),
     "unknown dataset": (lambda f: ["run", "--dataset", "mnits"], "'mnist'"),
     "unknown key": (lambda f: ["run", "--set", "trainer.epohcs=1"], "trainer.epochs"),
     "negative epochs": (lambda f: ["run", "--set", "trainer.epochs=-5"], "trainer.epochs"),
@@ -90,17 +137,65 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(cli, tmp_path, mistake):
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
+    tmp_path, monkeypatch, mistake
+):
     make, words = MISTAKES[mistake]
     (tmp_path / "data").mkdir()
     root = tmp_path / "runs"
-    done = cli(*make(tmp_path / "data"), MNIST_AE_ROOT=str(root))
-    assert done.returncode == 2, done.stderr
+    monkeypatch.delenv("MNIST_DATA_DIR", raising=False)
+    done = CliRunner(env={"MNIST_AE_ROOT": str(root)}).invoke(mnist_ae, make(tmp_path / "data"))
+    assert done.exit_code == 2, done.stderr
     assert done.stdout == ""
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("mnist-ae: error:")
     assert not root.exists()
+
+
+def test_a_mistake_in_a_process_of_its_own_leaves_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "run", "--modle", "simple"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mnist-ae: error:") and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_says_that_the_command_goes_on(tmp_path):
+    program = (
+        "import os, signal, sys; from pipeline import cli\n"
+        "from components.mnist_example_gen import datasets\n"
+        "datasets.find = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.exit(cli.main(['data']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "\nmnist-ae: interrupted; the same command goes on from here\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "pipeline.cli", "models", "--json"],
+        cwd=REPOSITORY,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_second_run_in_the_same_root_says_so(cli, tmp_path):

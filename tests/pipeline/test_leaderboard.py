@@ -54,12 +54,6 @@ def test_a_run_is_found_by_its_name_its_beginning_or_its_model():
     ]  # fmt: skip
 
 
-def test_every_sortable_figure_can_be_named_on_the_command_line():
-    from pipeline.commands.runs import SORT_KEYS
-
-    assert set(SORT_KEYS) == set(leaderboard.SORTABLE)
-
-
 def test_compare_prints_what_the_run_found(trained_run, cli):
     root = str(trained_run.root)
     (row,) = [
