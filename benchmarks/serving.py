@@ -27,20 +27,18 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from serving import contract, locate, wire
+from serving import contract, locate
 from serving.client import ReconstructionClient
 from serving.transport import Address, GrpcTransport
 
-# (name, images in a request, client threads, least ratio wanted, batching server)
+# (name, images in a request, client threads, least ratio wanted)
 _CASES = (
-    ("one image, 1 client", 1, 1, None, False),
-    ("one image, 8 clients", 1, 8, None, False),
-    ("64 images, 1 client", 64, 1, None, False),
-    ("64 images, 8 clients", 64, 8, 0.35, False),
-    ("one image, 8 clients, dynamic batching", 1, 8, 0.35, True),
+    ("one image, 1 client", 1, 1, None),
+    ("one image, 8 clients", 1, 8, None),
+    ("64 images, 1 client", 64, 1, None),
+    ("64 images, 8 clients", 64, 8, 0.35),
 )
 _CLIENT_LEAST = 0.6
-_BATCHING = "max_batch_size { value: 64 }\nbatch_timeout_micros { value: 0 }\n"
 
 
 class Rate:
@@ -96,36 +94,30 @@ def raw_signature(path: str) -> Callable[[np.ndarray], object]:
 
 
 @contextlib.contextmanager
-def embedded(folder: str, batching: bool) -> Iterator[str]:
+def embedded(folder: str) -> Iterator[str]:
     """The embedded server as a process of its own; yields ``host:port``."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [
-            sys.executable, "-m", "serving", folder, "--backend", "embedded",
-            "--port", "0", "--rest-port", "0",
-        ]  # fmt: skip
-        if batching:
-            file = pathlib.Path(scratch) / "batching.config"
-            file.write_text(_BATCHING)
-            command += ["--batching", str(file)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            cwd=pathlib.Path(__file__).resolve().parents[1],
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            target = ""
-            for line in process.stdout:
-                words = line.split()
-                if words[:1] == ["gRPC"]:
-                    target = words[1]
-                if words == ["ready"]:
-                    break
-            if not target:
-                raise SystemExit("the embedded server did not start")
-            yield target
-        finally:
-            process.terminate()
-            process.wait()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving", folder, "--backend", "embedded"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=pathlib.Path(__file__).resolve().parents[1],
+    )
+    assert process.stdout is not None
+    try:
+        target = ""
+        for line in process.stdout:
+            words = line.split()
+            if words[:1] == ["gRPC"]:
+                target = words[1]
+            if words == ["ready"]:
+                break
+        if not target:
+            raise SystemExit("the embedded server did not start")
+        yield target
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def percentiles(rates: list[Rate]) -> str:
@@ -162,38 +154,24 @@ def measure(
 ) -> int:
     raw = raw_signature(str(folder.version_path(folder.latest)))
     name = args.name or folder.name
-    if args.target:
-        targets = {False: args.target, True: args.target}
-    else:
-        path = str(folder.path)
-        targets = {on: stack.enter_context(embedded(path, on)) for on in (False, True)}
-    transports = {
-        on: GrpcTransport(Address(target, name, timeout=30.0)) for on, target in targets.items()
-    }
-    client = ReconstructionClient(targets[False], model=name, timeout=30.0)
+    target = args.target or stack.enter_context(embedded(str(folder.path)))
+    transport = GrpcTransport(Address(target, name, timeout=30.0))
+    client = ReconstructionClient(target, model=name, timeout=30.0)
     random = np.random.default_rng(0)
     images = {size: random.integers(0, 256, (size, 28, 28), dtype=np.uint8) for size in (1, 64)}
     requests = {
-        size: wire.predict_request(
-            wire.model_spec(name, None, contract.RECONSTRUCT), {contract.IMAGES: batch}
-        )
+        size: transport.request(contract.RECONSTRUCT, {contract.IMAGES: batch}, ())
         for size, batch in images.items()
     }
     print(f"{folder.name}, {os.cpu_count()} cores, {args.rounds} rounds of {args.seconds:g} s")
     ok = True
-    for title, size, threads, least, batching in _CASES:
-        if batching and args.target:
-            title += " (if the server has it on)"
-        transport = transports[batching]
-        request, batch = requests[size], images[size]
+    for title, size, threads, least in _CASES:
         raws, served = [], []
         for _ in range(args.rounds):
-            raws.append(Rate(lambda batch=batch: raw(batch), threads, args.seconds))
+            raws.append(Rate(lambda size=size: raw(images[size]), threads, args.seconds))
             served.append(
                 Rate(
-                    lambda transport=transport, request=request: transport.predict_serialised(
-                        request
-                    ),
+                    lambda size=size: transport.predict_serialised(requests[size]),
                     threads,
                     args.seconds,
                 )
@@ -204,7 +182,7 @@ def measure(
         for _ in range(args.rounds):
             plain.append(
                 Rate(
-                    lambda: transports[False].predict_serialised(requests[64]),
+                    lambda: transport.predict_serialised(requests[64]),
                     threads,
                     args.seconds,
                 )

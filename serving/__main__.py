@@ -27,7 +27,6 @@ def main() -> int:
     parser.add_argument("--backend", choices=launcher.BACKENDS, default="embedded")
     parser.add_argument("--port", type=int, default=0, help="gRPC port; 0 is any free one")
     parser.add_argument("--rest-port", type=int, default=0, help="REST port; 0 is any free one")
-    parser.add_argument("--batching", type=pathlib.Path, help="batching parameters file")
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--load-retries", type=int, default=2)
     args = parser.parse_args()
@@ -40,8 +39,7 @@ def main() -> int:
             "127.0.0.1",
             args.port,
             args.rest_port,
-            args.batching,
-            {"drain_timeout": args.drain_seconds, "max_load_retries": args.load_retries},
+            options={"drain_timeout": args.drain_seconds, "max_load_retries": args.load_retries},
         )
         return launcher.serve(plan, args.backend, lambda text: print(text, flush=True))
     except Error as e:

@@ -10,13 +10,14 @@ neither TensorFlow nor TFX.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from serving import contract, errors, wire
+from serving import contract, errors, sampling, wire
 from serving.transport import (
     Address,
     FolderTransport,
@@ -109,7 +110,12 @@ class ReconstructionClient:
       tls: Certificates; plain text by default.
       retries: Further tries where that is safe.
       batch_size: Images in one request; more are split and streamed in order.
-      transport: Replaces all of the above; for folders and tests.
+      sample_dir: Where a sample of the images sent is kept for retraining, as
+        ``<root>/samples``, where ``mnist-ae watch`` looks; None keeps none.
+      sample_fraction: Of the images, 0 to 1.
+      sample_max_bytes: Of that folder; beyond, nothing is kept.
+      transport: Replaces target, model, version, label and all that is about
+        calling; for folders and tests.
 
     Raises:
       InputError: Arguments that exclude each other or make no sense.
@@ -127,6 +133,9 @@ class ReconstructionClient:
         tls: Tls | None = None,
         retries: int = 3,
         batch_size: int = 256,
+        sample_dir: str | None = None,
+        sample_fraction: float = 0.0,
+        sample_max_bytes: int = sampling.DEFAULT_MAX_BYTES,
         transport: Transport | None = None,
     ) -> None:
         if version is not None and label is not None:
@@ -142,22 +151,26 @@ class ReconstructionClient:
             transport = RestTransport(address) if rest else GrpcTransport(address)
         self._transport = transport
         self._batch_size = batch_size
+        self._sampler = None
+        if sample_dir is not None and sample_fraction:
+            self._sampler = sampling.Sampler(sample_dir, sample_fraction, sample_max_bytes)
 
     @classmethod
-    def from_folder(cls, path: str, *, model: str = "model", version: int = 1,
-                    batch_size: int = 256) -> ReconstructionClient:  # fmt: skip
+    def from_folder(
+        cls, path: str, *, model: str = "model", version: int = 1, **options: Any
+    ) -> ReconstructionClient:
         """A client of a pushed version without a server; imports TensorFlow.
 
         Args:
           path: The version's folder, with saved_model.pb.
           model: The model's name, for messages.
           version: Its number, for messages.
-          batch_size: As for the class.
+          **options: ``batch_size`` and ``sample_...``, as for the class.
 
         Raises:
           ModelFolderError: It does not load.
         """
-        return cls(transport=FolderTransport(path, model, version), batch_size=batch_size)
+        return cls(transport=FolderTransport(path, model, version), **options)
 
     def reconstruct(self, images: npt.ArrayLike) -> Reconstruction:
         """Sends images through the autoencoder.
@@ -180,7 +193,7 @@ class ReconstructionClient:
           batches: Each as for :meth:`reconstruct`.
         """
         inputs = ({contract.IMAGES: _images(batch)} for batch in batches)
-        for outputs in self._transport.predict_many(contract.RECONSTRUCT, inputs, _RECONSTRUCT):
+        for outputs in self._many(contract.RECONSTRUCT, inputs, _RECONSTRUCT):
             yield Reconstruction(*_typed(outputs, _RECONSTRUCT))
 
     def encode(self, images: npt.ArrayLike) -> Array:
@@ -258,11 +271,16 @@ class ReconstructionClient:
           inputs: Alias to array, of the signature's types.
           outputs: Aliases wanted; all when empty (over REST they must be named).
         """
-        return self._transport.predict(signature, inputs, outputs)
+        answer = self._transport.predict(signature, inputs, outputs)
+        if self._sampler is not None:
+            self._sampler.offer(signature, inputs)
+        return answer
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Lets go of connections, and writes what is left of the sample."""
         self._transport.close()
+        if self._sampler is not None:
+            self._sampler.close()
 
     def __enter__(self) -> ReconstructionClient:
         return self
@@ -275,16 +293,30 @@ class ReconstructionClient:
     ) -> list[Array]:
         total = len(next(iter(inputs.values())))
         if total <= self._batch_size:
-            return _typed(self._transport.predict(signature, inputs, outputs), outputs)
+            return _typed(self.call(signature, inputs, outputs), outputs)
         batches = (
             {alias: array[start : start + self._batch_size] for alias, array in inputs.items()}
             for start in range(0, total, self._batch_size)
         )
-        parts = [
-            _typed(answer, outputs)
-            for answer in self._transport.predict_many(signature, batches, outputs)
-        ]
+        parts = [_typed(answer, outputs) for answer in self._many(signature, batches, outputs)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def _many(
+        self, signature: str, batches: Iterable[Mapping[str, Array]], outputs: Sequence[str]
+    ) -> Iterator[Mapping[str, Array]]:
+        """Calls a signature for each batch, several under way, answers in order."""
+        sent: collections.deque[Mapping[str, Array]] = collections.deque()
+
+        def noted() -> Iterator[Mapping[str, Array]]:
+            for batch in batches:
+                sent.append(batch)
+                yield batch
+
+        for answer in self._transport.predict_many(signature, noted(), outputs):
+            batch = sent.popleft()
+            if self._sampler is not None:
+                self._sampler.offer(signature, batch)
+            yield answer
 
 
 _OUTPUT_TYPES = {

@@ -24,8 +24,7 @@ from serving import contract, locate
 from serving.errors import InputError, ServerStartError, ServingError
 
 if TYPE_CHECKING:
-    from serving.server.config import ModelSettings
-    from serving.server.options import ServerOptions
+    from serving.standin.settings import ModelSettings
 
 BACKENDS = ("auto", "binary", "docker", "embedded")
 BINARY = "tensorflow_model_server"
@@ -129,10 +128,6 @@ def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:
         return _serve_embedded(plan, say)
     if plan.options.get("tls") is not None:
         raise InputError(f"--tls-... is for the embedded server; {chosen} has --ssl_config_file")
-    if plan.options.get("sampling") is not None:
-        raise InputError(
-            f"--sample-rate is for the embedded server; docs/continuous.md says how with {chosen}"
-        )
     if not plan.port or not plan.rest_port:
         raise InputError("port 0 (any free one) is for the embedded server; name the ports")
     say(f"backend: {'TensorFlow Serving' if chosen == 'binary' else 'Docker'} ({why})")
@@ -209,16 +204,15 @@ def settings_of(plan: Plan) -> dict[str, ModelSettings]:
     folder is gone is left out with a word on stderr.
     """
     from serving.rollout import ConfigFile
-    from serving.server import config as config_lib
-    from serving.server.config import ModelSettings
-    from serving.server.status import StatusError
-    from serving.server.storage import VersionPolicy
+    from serving.standin.settings import ModelSettings, models_of
+    from serving.standin.status import StatusError
+    from serving.standin.versions import VersionPolicy
 
     folder = plan.folder
     models: dict[str, ModelSettings] = {}
     if plan.config_file is not None:
         try:
-            models = config_lib.from_proto(ConfigFile(plan.config_file).read())
+            models = models_of(ConfigFile(plan.config_file).read())
         except StatusError as error:
             raise InputError(f"{plan.config_file}: {error.message}") from None
         for name in [name for name in models if not os.path.isdir(models[name].base_path)]:
@@ -237,14 +231,19 @@ def settings_of(plan: Plan) -> dict[str, ModelSettings]:
 
 
 def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
-    from serving.server import EmbeddedServer, ServerOptions
+    from serving.standin.server import EmbeddedServer
+    from serving.standin.settings import ServerOptions
 
-    options: ServerOptions = ServerOptions(
+    if plan.batching_file is not None:
+        raise InputError(
+            "--batching is for TensorFlow Serving; the embedded server answers each request by "
+            "itself (use --backend binary or docker)"
+        )
+    options = ServerOptions(
         models=settings_of(plan),
         host=plan.host,
         port=plan.port,
         rest_port=plan.rest_port,
-        batching=_batching(plan),
         config_file=str(plan.config_file) if plan.config_file is not None else None,
         **plan.options,
     )
@@ -255,7 +254,7 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
     server.start()
     with _on_signals(quit_event.set):
         try:
-            versions = server.manager.available().get(plan.folder.name, [])
+            versions = server.models.available().get(plan.folder.name, [])
             _announce(plan, server.address, server.rest_address or "", versions, say)
             quit_event.wait()
             say("stopping: finishing the requests under way")
@@ -272,17 +271,6 @@ def _allow_many_connections() -> None:
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _batching(plan: Plan) -> Any:
-    if plan.batching_file is None:
-        return None
-    from serving.server.batching import parse_parameters
-
-    try:
-        return parse_parameters(plan.batching_file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{plan.batching_file}: {' '.join(str(error).split())}") from None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ ROOT_VARIABLE = "MNIST_AE_ROOT"
 DEFAULT_ROOT = "runs"
 PUSHED = "serving"
 CONFIG_FILE = "models.config"
+SAMPLES = "samples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,11 @@ def root_folder(given: str | None, environ: Mapping[str, str]) -> pathlib.Path:
 def config_path(root: pathlib.Path) -> pathlib.Path:
     """The served model configuration of a root."""
     return root / PUSHED / CONFIG_FILE
+
+
+def samples_path(root: pathlib.Path) -> pathlib.Path:
+    """Where clients leave images for retraining; pipeline.continuous.samples gathers them."""
+    return root / SAMPLES
 
 
 def pushed_models(root: pathlib.Path) -> list[ModelFolder]:
@@ -136,7 +142,7 @@ def served_name(given: str | None, root: pathlib.Path) -> str:
 
 
 def _number(name: str) -> int | None:
-    # serving.server.storage has TensorFlow Serving's full rule; people write digits.
+    # serving.standin.versions has TensorFlow Serving's full rule; people write digits.
     return int(name) if name.isascii() and name.isdigit() else None
 
 

@@ -12,9 +12,9 @@ import dataclasses
 import http.client
 import json
 import pathlib
+import queue
 import random
 import ssl
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,9 +25,12 @@ import numpy as np
 from serving import errors, protos, wire
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-_PREDICTION = "/tensorflow.serving.PredictionService/"
-_MODEL = "/tensorflow.serving.ModelService/"
-_MAX_BACKOFF = 2.0
+PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
+MODEL_SERVICE = "tensorflow.serving.ModelService"
+
+# Codes that say that the server did not begin; REST knows no CANCELLED.
+_RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+_FIRST_PAUSE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Transport(Protocol):
     def predict_many(
         self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
-        """As :meth:`predict` for each batch, answers in order."""
+        """Calls a signature for each batch; answers come in order."""
 
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
@@ -166,35 +169,27 @@ def translate(code: str, details: str, address: Address) -> errors.ServingError:
     return errors.ServingError(f"{where}: {code}: {text}", code=code)
 
 
-def _retryable(code: str, details: str) -> bool:
-    """Whether the server certainly did no work for the request."""
-    if code == "RESOURCE_EXHAUSTED":
-        return "larger than max" not in details
-    # A call that nobody here cancelled was cut off by a server that shuts down
-    # before a handler saw it.
-    return code in ("UNAVAILABLE", "CANCELLED")
+def _service_config(address: Address) -> str:
+    """GRPC's service config: try again only what the server did not begin.
 
-
-class _Retries:
-    """Counts tries and waits between them, within one deadline."""
-
-    def __init__(self, address: Address) -> None:
-        self._left = address.retries
-        self._pause = 0.05
-        self._end = time.monotonic() + address.timeout
-
-    def remaining(self) -> float:
-        return max(0.001, self._end - time.monotonic())
-
-    def again(self, code: str, details: str) -> bool:
-        """Whether to try again; if so, after a pause that has passed now."""
-        pause = self._pause * random.uniform(0.5, 1.5)
-        if self._left <= 0 or not _retryable(code, details) or pause > self.remaining():
-            return False
-        time.sleep(pause)
-        self._left -= 1
-        self._pause = min(self._pause * 2, _MAX_BACKOFF)
-        return True
+    CANCELLED, when nobody here cancelled, is a call that was cut off by a server
+    that shuts down before a handler saw it. gRPC makes at most five tries.
+    """
+    policy = {
+        "maxAttempts": 1 + address.retries,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
+    }
+    services = [{"service": service} for service in (PREDICTION_SERVICE, MODEL_SERVICE)]
+    never = {"service": MODEL_SERVICE, "method": "HandleReloadConfigRequest"}
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "methodConfig": [{"name": services, "retryPolicy": policy}, {"name": [never]}],
+        }
+    )
 
 
 class GrpcTransport:
@@ -211,105 +206,92 @@ class GrpcTransport:
         self.address = address
         self._in_flight = in_flight
         self._rpc_error = grpc.RpcError
-        options = [
+        options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", address.max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.lb_policy_name", "round_robin"),
-            ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_retries", int(address.retries > 0)),
+            # A request above this size is sent once only.
+            ("grpc.per_rpc_retry_buffer_size", address.max_message_bytes),
         ]
+        if address.retries:
+            options.append(("grpc.service_config", _service_config(address)))
+        else:
+            options.append(("grpc.lb_policy_name", "round_robin"))
         if address.tls is None:
             self._channel = grpc.insecure_channel(address.target, options=options)
         else:
             ca, certificate, key = address.tls.read()
             credentials = grpc.ssl_channel_credentials(ca, key, certificate)
             self._channel = grpc.secure_channel(address.target, credentials, options=options)
-        self._predict = self._channel.unary_unary(_PREDICTION + "Predict")
-        self._specs: dict[str, bytes] = {}
+        self._predict = self._channel.unary_unary(f"/{PREDICTION_SERVICE}/Predict")
 
     def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """See :meth:`Transport.predict`."""
-        data = self.predict_serialised(self.request(signature, inputs, outputs))
-        return decode_response(data)
+        """Calls a signature; see :class:`Transport`."""
+        return decode_response(self.predict_serialised(self.request(signature, inputs, outputs)))
 
     def request(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> bytes:
-        """A serialised PredictRequest to this model."""
-        spec = self._specs.get(signature)
-        if spec is None:
-            address = self.address
-            spec = wire.model_spec(address.model, address.version, signature, address.label)
-            self._specs[signature] = spec
-        return wire.predict_request(spec, inputs, outputs)
+        """A serialised ``PredictRequest`` to this model."""
+        address = self.address
+        request = wire.predict_request(
+            address.model,
+            signature,
+            inputs,
+            outputs,
+            version=address.version,
+            label=address.label,
+        )
+        return request.SerializeToString()
 
     def predict_serialised(self, request: bytes) -> bytes:
-        """Sends a serialised PredictRequest, trying again where that is safe."""
-        return self._call(self._predict, request)
+        """Sends a serialised ``PredictRequest``; gives a serialised ``PredictResponse``."""
+        return self._result(self._predict, request)
 
     def predict_many(
         self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
-        """See :meth:`Transport.predict_many`; several are under way at once."""
-        waiting: collections.deque[tuple[bytes, Any]] = collections.deque()
+        """Calls a signature for each batch; several calls are under way at once."""
+        waiting: collections.deque[Any] = collections.deque()
         try:
             for batch in batches:
                 request = self.request(signature, batch, outputs)
-                waiting.append(
-                    (
-                        request,
-                        self._predict.future(request, timeout=self.address.timeout),
-                    )
-                )
+                waiting.append(self._predict.future(request, timeout=self.address.timeout))
                 if len(waiting) >= self._in_flight:
-                    yield self._collect(*waiting.popleft())
+                    yield decode_response(self._result(waiting.popleft().result))
             while waiting:
-                yield self._collect(*waiting.popleft())
+                yield decode_response(self._result(waiting.popleft().result))
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
-    def _collect(self, request: bytes, future: Any) -> Arrays:
-        try:
-            data = future.result()
-        except self._rpc_error as error:
-            if not _retryable(error.code().name, error.details() or ""):
-                raise self._translated(error) from None
-            data = self.predict_serialised(request)
-        return decode_response(data)
-
     def status(self) -> list[VersionStatus]:
-        """See :meth:`Transport.status`."""
+        """The model's versions, highest first."""
         request = protos.GetModelStatusRequest()
         request.model_spec.name = self.address.model
         if self.address.version is not None:
             request.model_spec.version.value = self.address.version
-        data = self._call(
-            self._channel.unary_unary(_MODEL + "GetModelStatus"),
-            request.SerializeToString(),
-        )
+        data = self._call(MODEL_SERVICE, "GetModelStatus", request)
         return _statuses(protos.GetModelStatusResponse.FromString(data))
 
     def signature_defs(self) -> Any:
-        """See :meth:`Transport.signature_defs`."""
+        """The model's ``SignatureDefMap``."""
+        address = self.address
         request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
-        spec = wire.model_spec(self.address.model, self.address.version, "", self.address.label)
-        request.model_spec.ParseFromString(spec)
-        data = self._call(
-            self._channel.unary_unary(_PREDICTION + "GetModelMetadata"),
-            request.SerializeToString(),
-        )
+        request.model_spec.name = address.model
+        if address.version is not None:
+            request.model_spec.version.value = address.version
+        elif address.label is not None:
+            request.model_spec.version_label = address.label
+        data = self._call(PREDICTION_SERVICE, "GetModelMetadata", request)
         response = protos.GetModelMetadataResponse.FromString(data)
         return protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
 
     def reload(self, config: Any) -> None:
         """Sends a ``ModelServerConfig`` with HandleReloadConfigRequest; never retried."""
         request = protos.ReloadConfigRequest(config=config)
-        call = self._channel.unary_unary(_MODEL + "HandleReloadConfigRequest")
-        try:
-            data = call(request.SerializeToString(), timeout=self.address.timeout)
-        except self._rpc_error as error:
-            raise self._translated(error) from None
+        data = self._call(MODEL_SERVICE, "HandleReloadConfigRequest", request)
         status = protos.ReloadConfigResponse.FromString(data).status
         if status.error_code:
             raise errors.InvalidRequestError(
@@ -317,23 +299,23 @@ class GrpcTransport:
             )
 
     def close(self) -> None:
-        """See :meth:`Transport.close`."""
+        """Lets go of the connections."""
         self._channel.close()
 
-    def _call(self, call: Callable[..., bytes], request: bytes) -> bytes:
-        retries = _Retries(self.address)
-        while True:
-            try:
-                return call(request, timeout=retries.remaining())
-            except self._rpc_error as error:
-                if not retries.again(error.code().name, error.details() or ""):
-                    raise self._translated(error) from None
+    def _call(self, service: str, method: str, request: Any) -> bytes:
+        call = self._channel.unary_unary(f"/{service}/{method}")
+        return self._result(call, request.SerializeToString())
 
-    def _translated(self, error: Any) -> errors.ServingError:
-        code, details = error.code().name, error.details() or ""
+    def _result(self, call: Callable[..., bytes], *request: bytes) -> bytes:
+        """What a call gives, or the exception that says what to do."""
+        deadline = {"timeout": self.address.timeout} if request else {}
+        try:
+            return call(*request, **deadline)
+        except self._rpc_error as error:
+            code, details = error.code().name, error.details() or ""
         if code in ("UNAVAILABLE", "INTERNAL") and "http1" in details.lower():
             code, details = "UNAVAILABLE", "an HTTP/1 server: this may be the REST port"
-        return translate(code, details, self.address)
+        raise translate(code, details, self.address)
 
 
 def decode_response(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
@@ -388,8 +370,8 @@ class RestTransport:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._local = threading.local()
-        self._all: list[http.client.HTTPConnection] = []
+        # Connections that nobody is using: as many as calls were ever under way at once.
+        self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
         self._tls: ssl.SSLContext | None = None
         if address.tls is not None:
             address.tls.read()  # for its message
@@ -398,7 +380,7 @@ class RestTransport:
                 self._tls.load_cert_chain(address.tls.certificate, address.tls.key)
 
     def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """See :meth:`Transport.predict`."""
+        """Calls a signature; see :class:`Transport`."""
         if all(array.ndim and not len(array) for array in inputs.values()) and inputs:
             # JSON's [] has lost the other dimensions: ask with one row, keep none.
             one = {k: np.zeros((1, *array.shape[1:]), array.dtype) for k, array in inputs.items()}
@@ -421,28 +403,29 @@ class RestTransport:
     def predict_many(
         self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
-        """See :meth:`Transport.predict_many`; one after the other."""
+        """Calls a signature for each batch, one after the other."""
         for batch in batches:
             yield self.predict(signature, batch, outputs)
 
     def status(self) -> list[VersionStatus]:
-        """See :meth:`Transport.status`."""
+        """The model's versions, highest first."""
         from google.protobuf import json_format
 
         answer = self._ask("GET", "")
         return _statuses(json_format.ParseDict(answer, protos.GetModelStatusResponse()))
 
     def signature_defs(self) -> Any:
-        """See :meth:`Transport.signature_defs`."""
+        """The model's ``SignatureDefMap``."""
         from google.protobuf import json_format
 
         answer = self._ask("GET", "/metadata")["metadata"]["signature_def"]
         return json_format.ParseDict(answer, protos.SignatureDefMap(), ignore_unknown_fields=True)
 
     def close(self) -> None:
-        """See :meth:`Transport.close`."""
-        for connection in self._all:
-            connection.close()
+        """Lets go of the connections."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
 
     def _path(self) -> str:
         address = self.address
@@ -454,9 +437,12 @@ class RestTransport:
         return path
 
     def _ask(self, method: str, suffix: str, body: str | None = None) -> Any:
-        retries = _Retries(self.address)
-        while True:
-            code, text = self._try(method, self._path() + suffix, body, retries.remaining())
+        """Asks until there is an answer, no time is left, or trying again is not safe."""
+        end = time.monotonic() + self.address.timeout
+        pause = _FIRST_PAUSE
+        for left in range(self.address.retries, -1, -1):
+            seconds = max(0.001, end - time.monotonic())
+            code, text = self._try(method, self._path() + suffix, body, seconds)
             if code == "OK":
                 try:
                     return json.loads(text)
@@ -464,8 +450,11 @@ class RestTransport:
                     raise errors.ServingError(
                         f"{self.address.target}: the answer is not JSON; is this the REST port?"
                     ) from None
-            if not retries.again(code, text):
-                raise translate(code, text, self.address)
+            if not left or code not in _RETRYABLE or time.monotonic() + pause > end:
+                break
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause *= 2
+        raise translate(code, text, self.address)
 
     def _try(self, method: str, path: str, body: str | None, timeout: float) -> tuple[str, str]:
         connection = self._connection(timeout)
@@ -479,6 +468,7 @@ class RestTransport:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             return "UNAVAILABLE", str(error) or type(error).__name__
+        self._idle.put(connection)
         if response.status == 200:
             return "OK", text
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -486,15 +476,14 @@ class RestTransport:
         return _HTTP_CODES.get(response.status, "UNKNOWN"), text or response.reason
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
             target = self.address.target
             if self._tls is None:
                 connection = http.client.HTTPConnection(target)
             else:
                 connection = http.client.HTTPSConnection(target, context=self._tls)
-            self._local.connection = connection
-            self._all.append(connection)
         connection.timeout = timeout
         if connection.sock is not None:
             connection.sock.settimeout(timeout)
@@ -523,52 +512,47 @@ class FolderTransport:
     """
 
     def __init__(self, path: str, model: str, version: int = 1) -> None:
-        from serving.server.servable import Servable
-        from serving.server.status import StatusError
+        from serving.standin.servable import Servable
+        from serving.standin.status import StatusError
 
         self.address = Address(path, model, version)
         try:
             self._servable = Servable(model, version, path)
         except StatusError as error:
-            raise errors.ModelFolderError(
-                f"{path} does not load: {' '.join(error.message.split())[:500]}"
-            ) from None
+            raise errors.ModelFolderError(f"{path} does not load: {error.one_line}") from None
 
     def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """See :meth:`Transport.predict`."""
-        from serving.server.inference import Inference, decode_inputs, select_outputs
-        from serving.server.status import StatusError
+        """Calls a signature; see :class:`Transport`."""
+        from serving.standin import answers
+        from serving.standin.status import StatusError
 
-        found = self._servable.signatures.get(signature)
-        if found is None:
+        if signature not in self._servable.signatures:
+            known = sorted(key for key in self._servable.signatures if key[0] != "_")
             raise errors.InvalidRequestError(
                 f"{self.address.target}: the model has no signature {signature!r}; it has "
-                f"{', '.join(sorted(key for key in self._servable.signatures if key[0] != '_'))}"
+                f"{', '.join(known)}"
             )
-        request = protos.PredictRequest.FromString(wire.predict_request(b"", inputs, outputs))
+        request = wire.predict_request(self.address.model, signature, inputs, outputs)
         try:
-            arrays = decode_inputs(found, request.inputs)
-            aliases = select_outputs(found, request.output_filter)
-            values = Inference().run(self._servable, found, arrays, aliases)
+            return answers.run_request(self._servable, request)
         except StatusError as error:
             raise translate(error.code.name, error.message, self.address) from None
-        return dict(zip(aliases, values, strict=True))
 
     def predict_many(
         self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
-        """See :meth:`Transport.predict_many`."""
+        """Calls a signature for each batch, one after the other."""
         for batch in batches:
             yield self.predict(signature, batch, outputs)
 
     def status(self) -> list[VersionStatus]:
-        """See :meth:`Transport.status`."""
+        """The one version, loaded."""
         return [VersionStatus(self._servable.version, "AVAILABLE")]
 
     def signature_defs(self) -> Any:
-        """See :meth:`Transport.signature_defs`."""
+        """The model's ``SignatureDefMap``."""
         return protos.SignatureDefMap.FromString(self._servable.signature_defs)
 
     def close(self) -> None:
-        """See :meth:`Transport.close`."""
-        self._servable.retire(lambda: None)
+        """Unloads it."""
+        self._servable.retire()

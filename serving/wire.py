@@ -1,24 +1,23 @@
 """Tensors on the wire: NumPy arrays to and from ``TensorProto``, without TensorFlow.
 
-Conversions are the bottleneck of a Python client and of a Python server: a
-loop over ``float_val`` costs more than the network and the model together. So
-packed fields are written and read as one block of memory here. On the wire a
+Conversions are the bottleneck of a Python client: a loop over the ``float_val``
+of TensorFlow Serving's answers costs more than the network and the model
+together. So answers are read without building the message. On the wire a
 packed ``repeated float`` *is* the array's little-endian memory, and a packed
-``repeated bool`` is one byte a value.
-
-Requests carry ``tensor_content`` (smallest, one copy); answers carry typed
-fields, as TensorFlow Serving's do.
+``repeated bool`` is one byte a value. Requests carry ``tensor_content``.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from serving import protos
+from serving.errors import Error
 
 Array = npt.NDArray[Any]
 
@@ -45,33 +44,21 @@ _TYPES: dict[int, tuple[np.dtype[Any], str]] = {
     23: (np.dtype("<u8"), "uint64_val"),
 }
 _NUMBERS = {dtype: number for number, (dtype, _) in _TYPES.items()}
-_NAMES = {
-    1: "float", 2: "double", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string",
-    8: "complex64", 9: "int64", 10: "bool", 11: "qint8", 12: "quint8", 13: "qint32",
-    14: "bfloat16", 15: "qint16", 16: "quint16", 17: "uint16", 18: "complex128", 19: "half",
-    20: "resource", 21: "variant", 22: "uint32", 23: "uint64",
-}  # fmt: skip
-
-# Field number and wire type 2 (length-delimited) of packed typed values whose
-# bytes are the array's memory.
-_PACKED_TAGS = {1: b"\x2a", 2: b"\x32", 10: b"\x5a"}
-# The same for typed values that are varints.
-_VARINT_TAGS = {
-    3: b"\x3a", 4: b"\x3a", 5: b"\x3a", 6: b"\x3a", 17: b"\x3a",
-    9: b"\x52", 19: b"\x6a", 22: b"\x82\x01", 23: b"\x8a\x01",
-}  # fmt: skip
 
 # A tensor larger than this cannot have come in a message: only the shape says so.
 MAX_TENSOR_BYTES = 2**31 - 1
 
 
-class TensorError(ValueError):
+class TensorError(Error):
     """A TensorProto that says two things at once, or a type that has no wire form."""
 
 
 def type_name(number: int) -> str:
     """TensorFlow's name of a DataType number, such as ``"float"`` for 1."""
-    return _NAMES.get(number, f"unknown dtype enum: {number}")
+    known = protos.pool().FindEnumTypeByName("tensorflow.DataType").values_by_number
+    if number not in known:
+        return f"unknown dtype enum: {number}"
+    return known[number].name.removeprefix("DT_").lower()
 
 
 def type_number(dtype: np.dtype[Any]) -> int:
@@ -100,183 +87,65 @@ def numpy_type(number: int) -> np.dtype[Any]:
         raise TensorError(f"tensors of type {type_name(number)} are not supported here") from None
 
 
-def varint(value: int) -> bytes:
-    """Encodes a non-negative integer as protobuf's base-128 varint."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def field(tag: bytes, payload: bytes) -> bytes:
-    """One length-delimited field: tag, length, payload."""
-    return tag + varint(len(payload)) + payload
-
-
-def _varints(values: Array) -> bytes:
-    """Packed varints of an integer array; negative ones take ten bytes."""
-    flat = values.ravel()
-    if flat.size == 0:
-        return b""
-    if flat.dtype == np.float16:
-        flat = flat.view("<u2")
-    if flat.dtype.kind == "i" and flat.min() < 0:
-        wide = flat.astype("<i8").view("<u8")
-    else:
-        wide = flat.astype("<u8")
-    top = int(wide.max())
-    if top < 0x80:
-        return wide.astype("u1").tobytes()
-    columns = (top.bit_length() + 6) // 7
-    shifts = np.arange(columns, dtype="<u8") * np.uint64(7)
-    shifted = wide[:, None] >> shifts
-    digits = (shifted & np.uint64(0x7F)).astype("u1")
-    more = np.zeros_like(digits, dtype=bool)
-    more[:, :-1] = shifted[:, 1:] != 0
-    digits[more] |= 0x80
-    keep = np.ones_like(more)
-    keep[:, 1:] = shifted[:, 1:] != 0
-    return digits[keep].tobytes()
-
-
-def _header(number: int, shape: Iterable[int]) -> bytes:
-    dims = b"".join(b"\x12" + varint(len(size) + 1) + b"\x08" + size for size in map(varint, shape))
-    return b"\x08" + varint(number) + field(b"\x12", dims)
-
-
-def tensor_chunks(array: Array, *, content: bool) -> list[Any]:
-    """The bytes of a TensorProto in pieces that ``b"".join`` takes.
-
-    The array's memory is one of the pieces, so that nothing is copied before
-    the join.
+def fill_tensor(proto: Any, array: Array, *, typed: bool = False) -> None:
+    """Writes an array into an empty ``TensorProto``.
 
     Args:
+      proto: The message.
       array: Any shape; numeric, bool, or objects/bytes for strings.
-      content: Whether numbers go in ``tensor_content`` (requests) or in the
-        typed fields (answers). Strings have only the one form.
-
-    Returns:
-      Bytes-like pieces.
+      typed: Numbers go one by one in the typed fields, as in TensorFlow
+        Serving's answers, not as one block in ``tensor_content``.
 
     Raises:
       TensorError: The type has no wire form here.
     """
     number = type_number(array.dtype)
-    header = _header(number, array.shape)
+    dtype, values = _TYPES[number]
+    proto.dtype = number
+    proto.tensor_shape.SetInParent()
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
     if number == DT_STRING:
-        items = (item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel())
-        return [header, *(field(b"\x42", item) for item in items)]
-    if array.size == 0:
-        return [header]
-    if content or number in _PACKED_TAGS:
-        tag = b"\x22" if content else _PACKED_TAGS[number]
-        memory = np.ascontiguousarray(array, dtype=_TYPES[number][0])
-        view = memory.reshape(-1).view("u1").data
-        return [header + tag + varint(view.nbytes), view]
-    return [header + field(_VARINT_TAGS[number], _varints(array))]
-
-
-def _size(chunks: Iterable[Any]) -> int:
-    return sum(chunk.nbytes if isinstance(chunk, memoryview) else len(chunk) for chunk in chunks)
-
-
-def tensor_map_chunks(tag: bytes, arrays: Mapping[str, Array], *, content: bool) -> list[Any]:
-    r"""A ``map<string, TensorProto>`` field in pieces; see :func:`tensor_chunks`.
-
-    Args:
-      tag: The map field's tag, such as ``b"\x0a"`` for field 1.
-      arrays: What the map holds.
-      content: See :func:`tensor_chunks`.
-    """
-    chunks: list[Any] = []
-    for key, array in arrays.items():
-        number = _NUMBERS.get(array.dtype)
-        if number is not None and (content or number in _PACKED_TAGS) and number != DT_STRING:
-            # Everything before the memory depends on type and shape alone.
-            chunks.append(_entry_start(tag, key, number, array.shape, content))
-            chunks.append(_memory(array, number))
-            continue
-        value = tensor_chunks(array, content=content)
-        size = _size(value)
-        start = field(b"\x0a", key.encode()) + b"\x12" + varint(size)
-        chunks.append(tag + varint(len(start) + size) + start)
-        chunks.extend(value)
-    return chunks
-
-
-# Below this, copying the bytes out is quicker than looking at them in place.
-_SMALL = 4096
-
-
-def _memory(array: Array, number: int) -> Any:
-    if array.nbytes <= _SMALL:
-        return array.tobytes()
-    memory = np.ascontiguousarray(array, dtype=_TYPES[number][0])
-    return memory.reshape(-1).view("u1").data
-
-
-@functools.lru_cache(maxsize=1024)
-def _entry_start(tag: bytes, key: str, number: int, shape: tuple[int, ...], content: bool) -> bytes:
-    """A map entry up to where the array's memory begins."""
-    start = _header(number, shape)
-    memory = math.prod(shape) * _TYPES[number][0].itemsize
-    if memory:
-        start += (b"\x22" if content else _PACKED_TAGS[number]) + varint(memory)
-    size = len(start) + memory
-    entry = field(b"\x0a", key.encode()) + b"\x12" + varint(size)
-    return tag + varint(len(entry) + size) + entry + start
-
-
-@functools.lru_cache(maxsize=1024)
-def model_spec(name: str, version: int | None, signature: str, label: str | None = None) -> bytes:
-    """A serialised ``ModelSpec``; a version excludes a label."""
-    out = field(b"\x0a", name.encode())
-    if version is not None:
-        number = b"\x08" + varint(version & 0xFFFFFFFFFFFFFFFF) if version else b""
-        out += field(b"\x12", number)
-    if signature:
-        out += field(b"\x1a", signature.encode())
-    if label is not None and version is None:
-        out += field(b"\x22", label.encode())
-    return out
+        proto.string_val.extend(
+            item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel()
+        )
+    elif typed:
+        flat = array.ravel()
+        bits = flat.view("<u2") if dtype == np.float16 else flat
+        getattr(proto, values).extend(bits.tolist())
+    else:
+        proto.tensor_content = np.ascontiguousarray(array, dtype).tobytes()
 
 
 def predict_request(
-    spec: bytes, inputs: Mapping[str, Array], output_filter: Iterable[str] = ()
-) -> bytes:
-    """A serialised ``PredictRequest``.
+    model: str,
+    signature: str,
+    inputs: Mapping[str, Array],
+    outputs: Iterable[str] = (),
+    *,
+    version: int | None = None,
+    label: str | None = None,
+) -> Any:
+    """A ``PredictRequest``.
 
     Args:
-      spec: From :func:`model_spec`.
+      model: The model's name.
+      signature: The signature's key.
       inputs: Alias to array.
-      output_filter: Aliases of the outputs wanted; all when empty.
+      outputs: Aliases of the outputs wanted; all when empty.
+      version: A version number; None for the latest.
+      label: A version label; excludes ``version``.
     """
-    return b"".join(
-        [
-            field(b"\x0a", spec),
-            *tensor_map_chunks(b"\x12", inputs, content=True),
-            *(field(b"\x1a", alias.encode()) for alias in output_filter),
-        ]
-    )
-
-
-def predict_response(spec: bytes, outputs: Mapping[str, Array]) -> bytes:
-    """A serialised ``PredictResponse`` with typed fields.
-
-    Args:
-      spec: From :func:`model_spec`.
-      outputs: Alias to array.
-
-    Raises:
-      TensorError: An output's type has no wire form here.
-    """
-    chunks = tensor_map_chunks(b"\x0a", outputs, content=False)
-    chunks.append(field(b"\x12", spec))
-    return b"".join(chunks)
+    request = protos.PredictRequest(output_filter=outputs)
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    if version is not None:
+        request.model_spec.version.value = version
+    elif label is not None:
+        request.model_spec.version_label = label
+    for alias, array in inputs.items():
+        fill_tensor(request.inputs[alias], array)
+    return request
 
 
 def decode_tensor(proto: Any) -> Array:
@@ -317,13 +186,6 @@ def decode_tensor(proto: Any) -> Array:
     given = len(values)
     if given == 0 or count == 0:
         return np.zeros(shape, dtype)
-    tag = _PACKED_TAGS.get(number)
-    if tag is not None and given == count:
-        size = count * dtype.itemsize
-        start = tag + varint(size)
-        data = proto.SerializeToString()
-        if data[-size - len(start) : -size] == start:
-            return np.frombuffer(data, dtype, count, len(data) - size).reshape(shape)
     taken = values[:count]
     if dtype.kind == "f" and dtype.itemsize == 2:
         flat = np.array(taken, "<u2").view(dtype)
@@ -440,8 +302,6 @@ def read_tensor(data: memoryview) -> Array:
             known = _TYPES[dtype][0]
             if len(memory) == math.prod(shape) * known.itemsize:
                 return np.frombuffer(memory, known).reshape(shape)
-    from serving import protos
-
     try:
         return decode_tensor(protos.TensorProto.FromString(bytes(data)))
     except TensorError:

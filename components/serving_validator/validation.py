@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from serving import contract, launcher, protos, wire
 from serving.errors import ServerStartError, ServingError
-from serving.server.servable import Servable
+from serving.standin.servable import Servable
 from serving.transport import Address, GrpcTransport
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -436,9 +436,8 @@ def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequ
             for size in sorted({min(size, len(samples.images)) for size in batch_sizes}):
                 batch = {alias: array[:size] for alias, array in inputs.items()}
                 log = protos.PredictionLog()
-                log.predict_log.request.ParseFromString(
-                    wire.predict_request(wire.model_spec(path.parent.name, None, key), batch)
-                )
+                request = wire.predict_request(path.parent.name, key, batch)
+                log.predict_log.request.CopyFrom(request)
                 records.append(log.SerializeToString())
     except Exception as error:
         raise ServingError(f"no warm-up requests: {_one_line(error)}") from None

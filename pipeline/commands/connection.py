@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
     from serving.locate import ModelFolder
 
 
-def in_folder(folder: ModelFolder, batch_size: int = 256) -> ReconstructionClient:
-    """A client that runs a pushed version in this process."""
+def in_folder(folder: ModelFolder, **more: Any) -> ReconstructionClient:
+    """A client that runs a pushed version in this process, with more of its options."""
     from pipeline import console
     from serving.client import ReconstructionClient
 
     console.quieten()
     path = str(folder.version_path(folder.latest))
-    return ReconstructionClient.from_folder(
-        path, model=folder.name, version=folder.latest, batch_size=batch_size
-    )
+    return ReconstructionClient.from_folder(path, model=folder.name, version=folder.latest, **more)
 
 
 @contextlib.contextmanager
@@ -41,6 +39,8 @@ def client(
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    sample_fraction: float = 0.0,
+    sample_dir: str | None = None,
 ) -> Iterator[ReconstructionClient]:
     """The client that the options ask for.
 
@@ -51,12 +51,14 @@ def client(
     from serving.client import ReconstructionClient, Tls
     from serving.errors import InputError
 
+    kept = sample_dir or str(locate.samples_path(pathlib.Path(root)))
+    sampled: dict[str, Any] = {"sample_dir": kept, "sample_fraction": sample_fraction}
     if target is None:
         if label or rest:
             raise InputError("--label and --rest need a server; give --target HOST:PORT")
         folder = locate.find(model, pathlib.Path(root))
         chosen = in_folder(
-            folder if version is None else dataclasses.replace(folder, version=version)
+            folder if version is None else dataclasses.replace(folder, version=version), **sampled
         )
     else:
         name = locate.served_name(model, pathlib.Path(root))
@@ -64,7 +66,14 @@ def client(
             raise InputError("--tls-cert and --tls-key need --tls-ca")
         tls = Tls(tls_ca, tls_cert, tls_key) if tls_ca else None
         chosen = ReconstructionClient(
-            target, model=name, version=version, label=label, timeout=timeout, rest=rest, tls=tls
+            target,
+            model=name,
+            version=version,
+            label=label,
+            timeout=timeout,
+            rest=rest,
+            tls=tls,
+            **sampled,
         )
     with chosen:
         yield chosen
@@ -86,5 +95,20 @@ OPTIONS = (
     click.option("--tls-cert", metavar="FILE", help="the client's certificate, PEM"),
     click.option("--tls-key", metavar="FILE", help="its private key, PEM"),
 )
+_SAMPLING = (
+    click.option(
+        "--sample-fraction",
+        type=options.Number(0, 1),
+        default=0.0,
+        metavar="FRACTION",
+        help="keep this fraction of the images sent for retraining, 0 to 1",
+    ),
+    click.option(
+        "--sample-dir",
+        metavar="DIR",
+        show_default="<root>/samples",
+        help="where they go; `watch` looks in the default",
+    ),
+)
 # The function gets ``connection``: with it, a ReconstructionClient.
-asked = options.gathered("connection", client, *OPTIONS)
+asked = options.gathered("connection", client, *OPTIONS, *_SAMPLING)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Labels = contextlib.AbstractContextManager[tuple[Rollout, ModelFolder, str]]
 
-# Below the root; pipeline.continuous.samples gathers what is there.
-SAMPLES = "samples"
 
 _PORT = options.Integer(0, 65535)
 
@@ -41,7 +39,7 @@ _PORT = options.Integer(0, 65535)
 @click.option(
     "--batching",
     metavar="FILE",
-    help="gather small requests, with TensorFlow Serving's batching parameters file",
+    help="gather small requests: TensorFlow Serving's batching parameters (docker, binary)",
 )
 @click.option("--tls-cert", metavar="FILE", help="certificate chain of the server, PEM")
 @click.option("--tls-key", metavar="FILE", help="its private key, PEM")
@@ -67,25 +65,6 @@ _PORT = options.Integer(0, 65535)
     metavar="N",
     help="further tries after a failed load, a second apart",
 )
-@click.option(
-    "--sample-rate",
-    type=options.Number(0, 1),
-    default=0.0,
-    metavar="PART",
-    help="keep this part of the requests' images for retraining, 0 to 1 (0: none; embedded)",
-)
-@click.option(
-    "--sample-dir",
-    metavar="DIR",
-    show_default="<root>/samples",
-    help="where they go; `watch` looks in the default",
-)
-@click.option(
-    "--sample-max-mb",
-    type=options.COUNT,
-    default=64,
-    help="size of that folder beyond which nothing is kept, in MiB",
-)
 def serve(
     model: str | None,
     root: str,
@@ -100,9 +79,6 @@ def serve(
     max_message_mb: int,
     drain_seconds: float,
     load_retries: int,
-    sample_rate: float,
-    sample_dir: str | None,
-    sample_max_mb: int,
 ) -> int:
     """Serve a model until SIGTERM or Ctrl-C; says `ready` when it answers.
 
@@ -128,15 +104,9 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     console.quieten()
     if tls_cert and tls_key:
-        from serving.server.options import TlsFiles
+        from serving.standin.settings import TlsFiles
 
         extra["tls"] = TlsFiles(tls_cert, tls_key, tls_client_ca)
-    if sample_rate:
-        from serving.server.sampling import SamplingOptions
-
-        extra["sampling"] = SamplingOptions(
-            sample_dir or str(pathlib.Path(root) / SAMPLES), sample_rate, sample_max_mb * 2**20
-        )
     plan = launcher.Plan(
         folder,
         config if pushed_here and folder.version is None else None,

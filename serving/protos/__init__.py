@@ -26,23 +26,16 @@ _FULL_NAMES = {
     **{
         name: _SERVING + name
         for name in (
-            "ClassificationRequest",
-            "ClassificationResponse",
             "GetModelMetadataRequest",
             "GetModelMetadataResponse",
             "GetModelStatusRequest",
             "GetModelStatusResponse",
-            "ModelConfig",
             "ModelServerConfig",
             "ModelSpec",
             "ModelVersionStatus",
-            "MultiInferenceRequest",
-            "MultiInferenceResponse",
             "PredictRequest",
             "PredictResponse",
             "PredictionLog",
-            "RegressionRequest",
-            "RegressionResponse",
             "ReloadConfigRequest",
             "ReloadConfigResponse",
             "SignatureDefMap",
@@ -75,47 +68,6 @@ def message(full_name: str) -> Any:
       KeyError: No such message.
     """
     return _class_of(pool().FindMessageTypeByName(full_name), pool())
-
-
-@functools.cache
-def batching_parameters_class() -> Any:
-    """``BatchingParameters`` of TensorFlow Serving's session_bundle_config.proto.
-
-    tensorflow-serving-api does not ship that file; only its text form is read
-    here, so the names and types are all that matters.
-    """
-    from google.protobuf import descriptor_pb2, descriptor_pool, wrappers_pb2
-
-    file = descriptor_pb2.FileDescriptorProto(
-        name="mnist_ae/batching_parameters.proto", package="mnist_ae", syntax="proto3"
-    )
-    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
-    kinds = descriptor_pb2.FieldDescriptorProto
-    message_type = file.message_type.add(name="BatchingParameters")
-    for number, (name, wrapper) in enumerate(
-        (
-            ("max_batch_size", "Int64Value"),
-            ("batch_timeout_micros", "Int64Value"),
-            ("max_enqueued_batches", "Int64Value"),
-            ("num_batch_threads", "Int64Value"),
-            ("thread_pool_name", "StringValue"),
-            ("allowed_batch_sizes", None),
-            ("pad_variable_length_inputs", None),
-            ("enable_large_batch_splitting", "BoolValue"),
-        ),
-        start=1,
-    ):
-        entry = message_type.field.add(name=name, number=number, label=kinds.LABEL_OPTIONAL)
-        if wrapper is not None:
-            entry.type, entry.type_name = kinds.TYPE_MESSAGE, f".google.protobuf.{wrapper}"
-        elif name == "allowed_batch_sizes":
-            entry.type, entry.label = kinds.TYPE_INT64, kinds.LABEL_REPEATED
-        else:
-            entry.type = kinds.TYPE_BOOL
-    result = descriptor_pool.DescriptorPool()
-    result.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    result.AddSerializedFile(file.SerializeToString())
-    return _class_of(result.FindMessageTypeByName("mnist_ae.BatchingParameters"), result)
 
 
 def _class_of(descriptor: Any, owner: Any) -> Any:

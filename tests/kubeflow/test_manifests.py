@@ -16,7 +16,7 @@ import kubeflow
 from kubeflow import compiler
 from pipeline import config
 from pipeline.config import METADATA_PASSWORD
-from serving.server import config as serving_config
+from serving.standin import settings as serving_settings
 
 PROJECT = pathlib.Path(kubeflow.__file__).resolve().parent.parent
 MANIFESTS = PROJECT / "kubeflow" / "manifests"
@@ -123,9 +123,7 @@ def test_compiled_file_configuration_and_manifests_agree():
     pushed = pathlib.PurePosixPath(cluster.mount_path) / mounts["models"]["subPath"]
     assert str(pushed) == cluster.push_dir
     maps = [t for t in things if t["kind"] == "ConfigMap"]
-    models = serving_config.from_proto(
-        serving_config.parse_text(maps[0]["data"]["models.config"], "models.config")
-    )
+    models = serving_settings.parse_models(maps[0]["data"]["models.config"], "models.config")
     assert list(models) == [parsed.servable] == ["best"]
     base_path = models[parsed.servable].base_path
     assert base_path == f"{mounts['models']['mountPath']}/{parsed.servable}"

@@ -14,7 +14,8 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from serving.server import EmbeddedServer, ModelSettings, ServerOptions
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ModelSettings, ServerOptions
 from tests.serving import models
 
 StartServer = Callable[..., EmbeddedServer]

@@ -19,7 +19,8 @@ from PIL import Image
 
 from pipeline import cli
 from serving import launcher, locate
-from serving.server import EmbeddedServer, ModelSettings, ServerOptions
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ModelSettings, ServerOptions
 from serving.transport import Address, GrpcTransport
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -297,7 +298,11 @@ def test_usage_errors(run: Run, picture: pathlib.Path, tmp_path: pathlib.Path) -
     clear(2, run("serve", tmp_path / "empty", "--backend", "embedded"), "no numbered SavedModel")
     clear(2, run("status", "--root", tmp_path), "no pushed model under", "make run")
     clear(2, run("serve", "--backend", "embedded", "--tls-cert", "x"), "--tls-key")
-    clear(2, run("serve", "--backend", "embedded", "--batching", tmp_path / "x"), "No such file")
+    clear(
+        2,
+        run("serve", "--backend", "embedded", "--batching", tmp_path / "x"),
+        "for TensorFlow Serving",
+    )
 
 
 def test_serve_says_when_a_port_is_taken(run: Run) -> None:

@@ -14,9 +14,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import contract, errors, wire
+from serving import contract, errors, protos, wire
 from serving.client import ReconstructionClient
-from serving.server import EmbeddedServer, ModelSettings, ServerOptions
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ModelSettings, ServerOptions
 from serving.transport import Address, FolderTransport, GrpcTransport
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
@@ -186,7 +187,9 @@ def fake_server(answers: list[grpc.StatusCode | None]) -> Iterator[tuple[str, li
         code = answers[len(calls) - 1] if len(calls) <= len(answers) else None
         if code is not None:
             context.abort(code, "on purpose")
-        return wire.predict_response(b"", {contract.CODE: np.zeros((1, 2), np.float32)})
+        response = protos.PredictResponse()
+        wire.fill_tensor(response.outputs[contract.CODE], np.zeros((1, 2), np.float32))
+        return response.SerializeToString()
 
     server = grpc.server(futures.ThreadPoolExecutor(2))
     handler = grpc.unary_unary_rpc_method_handler(predict)
@@ -266,10 +269,10 @@ def test_health_says_serving(server: EmbeddedServer) -> None:
     with grpc.insecure_channel(server.address) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
         for service in (b"", b"tensorflow.serving.PredictionService"):
-            request = wire.field(b"\x0a", service) if service else b""
+            request = b"\x0a" + bytes([len(service)]) + service if service else b""
             assert check(request, timeout=5) == b"\x08\x01"
         with pytest.raises(grpc.RpcError) as caught:
-            check(wire.field(b"\x0a", b"nobody"), timeout=5)
+            check(b"\x0a\x06nobody", timeout=5)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -285,9 +288,12 @@ def test_metrics_count_by_model_and_status(server: EmbeddedServer) -> None:
     page = f"http://{server.rest_address}/monitoring/prometheus/metrics"
     with urllib.request.urlopen(page, timeout=5) as response:
         text = response.read().decode()
+    series = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     count = ':tensorflow:serving:request_count{model_name="autoencoder",status="OK"}'
-    assert f"{count} {before + 1}\n" in text
+    assert float(series[count]) == before + 1
+    assert "# TYPE :tensorflow:serving:request_count counter\n" in text
     assert 'status="INVALID_ARGUMENT"' in text
     assert ":tensorflow:serving:request_latency_bucket{" in text
-    assert 'mnist_ae:serving:model_version{model_name="autoencoder",version="1"} 1\n' in text
+    version = 'mnist_ae:serving:model_version{model_name="autoencoder",version="1"}'
+    assert float(series[version]) == 1
     assert "mnist_ae:serving:reconstruction_error_sum" in text

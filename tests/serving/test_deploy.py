@@ -14,10 +14,9 @@ import yaml
 
 import serving
 from serving import launcher
-from serving.server import config as config_lib
-from serving.server.batching import parse_parameters
-from serving.server.metrics import PATH as METRICS_PATH
-from serving.server.metrics import Metrics
+from serving.standin import settings
+from serving.standin.metrics import PATH as METRICS_PATH
+from serving.standin.metrics import Metrics
 
 DEPLOY = pathlib.Path(serving.__file__).parent / "deploy"
 GRPC, REST = 8500, 8501
@@ -47,7 +46,7 @@ def flags(arguments: list[str]) -> dict[str, str]:
 
 def model_names() -> list[str]:
     file = DEPLOY / "models.config"
-    return list(config_lib.from_proto(config_lib.parse_text(file.read_text(), file.name)))
+    return list(settings.parse_models(file.read_text(), file.name))
 
 
 def test_the_manifests_fit_the_kubernetes_schemas() -> None:
@@ -117,9 +116,7 @@ def test_every_file_that_the_server_is_told_of_is_mounted() -> None:
 
 def test_models_lie_where_they_are_mounted() -> None:
     file = DEPLOY / "models.config"
-    for name, model in config_lib.from_proto(
-        config_lib.parse_text(file.read_text(), file.name)
-    ).items():
+    for name, model in settings.parse_models(file.read_text(), file.name).items():
         assert model.base_path == f"/models/{name}"
 
 
@@ -197,15 +194,18 @@ def test_selectors_select_the_pods() -> None:
 
 
 def test_the_batching_file_is_one_that_the_server_takes() -> None:
-    parameters = parse_parameters((DEPLOY / "batching.config").read_text())
-    assert parameters.max_batch_size == parameters.allowed_batch_sizes[-1]
+    """TensorFlow Serving ends at start where the largest size is not the last one allowed."""
+    text = (DEPLOY / "batching.config").read_text()
+    [largest] = re.findall(r"^max_batch_size \{ value: (\d+) \}$", text, re.MULTILINE)
+    allowed = re.findall(r"^allowed_batch_sizes: (\d+)$", text, re.MULTILINE)
+    assert allowed == sorted(allowed, key=int) and allowed[-1:] in ([], [largest])
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     metrics = Metrics(lambda: {"m": [1]})
-    metrics.count_request("m", "OK", "predict", "GRPC", 5.0)
+    metrics.count_request("m", "OK", "GRPC", 5.0)
     metrics.count_run("m", 5.0)
-    metrics.count_reconstruction_error("m", 0.1, 2)
+    metrics.count_reconstruction_error("m", 1, 0.1, 2)
     known = set(re.findall(r"^([a-zA-Z_:]+)\{", metrics.render(), re.MULTILINE))
     dashboard = json.loads((DEPLOY / "grafana" / "serving.json").read_text())
     titles = {panel["title"] for panel in dashboard["panels"]}

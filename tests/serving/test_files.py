@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import pathlib
+import subprocess
+import sys
 import threading
-from typing import Any
 
 import pytest
 
@@ -49,10 +49,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
     assert os.listdir(final) == ["whole"]
 
 
-def _hold(path: pathlib.Path, held: Any, release: Any) -> None:
-    with files.locked(path):
-        held.set()
-        release.wait(30)
+HOLD = """
+import sys
+from serving import files
+
+with files.locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_lock_is_refused_with_its_owner_and_freed_with_its_process(
@@ -60,12 +64,14 @@ def test_a_lock_is_refused_with_its_owner_and_freed_with_its_process(
 ) -> None:
     path = tmp_path / "lock"
     assert not files.is_locked(path) and files.lock_owner(path) is None
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(path, held, release))
-    process.start()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=pathlib.Path(files.__file__).parents[1],
+    )
     try:
-        assert held.wait(30)
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
         for _ in range(2):  # the refused one does not wipe the owner
             with pytest.raises(files.LockedError) as refused, files.locked(path, wait=False):
                 pass
@@ -74,7 +80,7 @@ def test_a_lock_is_refused_with_its_owner_and_freed_with_its_process(
         assert files.is_locked(path) and files.lock_owner(path) == process.pid
     finally:
         process.kill()
-        process.join()
+        process.communicate()
     assert not files.is_locked(path)
     with files.locked(path, wait=False):
         assert files.lock_owner(path) == os.getpid()

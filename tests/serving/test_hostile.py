@@ -19,7 +19,8 @@ import pytest
 
 from serving import protos, wire
 from serving.client import ReconstructionClient
-from serving.server import EmbeddedServer, ModelSettings, ServerOptions
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ModelSettings, ServerOptions
 
 MIB = 2**20
 
@@ -89,9 +90,8 @@ def test_random_bytes_to_both_ports(server: EmbeddedServer) -> None:
 
 def test_random_bytes_as_a_grpc_message(server: EmbeddedServer) -> None:
     random = np.random.default_rng(1)
-    good = wire.predict_request(
-        wire.model_spec("autoencoder", None, "reconstruct"), {"images": np.zeros((1, 28, 28), "u1")}
-    )
+    images = {"images": np.zeros((1, 28, 28), "u1")}
+    good = wire.predict_request("autoencoder", "reconstruct", images).SerializeToString()
     with grpc.insecure_channel(server.address) as channel:
         predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         reload = channel.unary_unary("/tensorflow.serving.ModelService/HandleReloadConfigRequest")
@@ -258,8 +258,8 @@ def test_many_output_filters_do_not_pile_up(server: EmbeddedServer) -> None:
         for size in range(1, 5):
             for chosen in itertools.permutations(outputs, size):
                 assert set(client.call("reconstruct", images, chosen)) == set(chosen)
-    with server.manager.lease("autoencoder") as servable:
-        assert len(servable.signatures["reconstruct"]._callables) <= 32
+    with server.models.lease("autoencoder") as servable:
+        assert servable.signatures["reconstruct"].compiled <= 32
 
 
 def test_endless_model_names_do_not_pile_up(server: EmbeddedServer) -> None:
@@ -284,8 +284,8 @@ def test_a_flood_beyond_the_limit_is_refused(built: pathlib.Path) -> None:
     )  # fmt: skip
     with EmbeddedServer(options) as server, futures.ThreadPoolExecutor(32) as pool:
         held = threading.Event()
-        run = server.inference.run
-        server.inference.run = (  # type: ignore[method-assign]
+        run = server.answers.run
+        server.answers.run = (  # type: ignore[method-assign]
             lambda *arguments: (held.wait(30), run(*arguments))[1]
         )
         client = ReconstructionClient(server.address, model="conformance", retries=0, timeout=60)

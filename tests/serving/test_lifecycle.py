@@ -15,10 +15,11 @@ import pytest
 
 from serving import errors, protos
 from serving.client import ReconstructionClient
-from serving.server import EmbeddedServer, ModelSettings, ServerOptions
-from serving.server.manager import State
-from serving.server.status import StatusError
-from serving.server.storage import VersionPolicy, list_versions, parse_version
+from serving.standin.model import VersionState as State
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ModelSettings, ServerOptions
+from serving.standin.status import StatusError
+from serving.standin.versions import VersionPolicy, list_versions, parse_version
 from serving.transport import Address, GrpcTransport
 from tests.serving.conftest import StartServer
 
@@ -28,17 +29,17 @@ X = {"x": np.array([[1.0]], np.float32)}
 
 def states(server: EmbeddedServer, name: str = "m") -> dict[int, State]:
     try:
-        return {item.version: item.state for item in server.manager.status(name)}
+        return {item.number: item.state for item in server.models.versions(name)}
     except StatusError:
         return {}
 
 
 def wait(server: EmbeddedServer, condition: Callable[[], bool], what: str) -> None:
-    assert server.manager.wait_for(condition, 30), f"never: {what}; {states(server)}"
+    assert server.models.wait_for(condition, 30), f"never: {what}; {states(server)}"
 
 
 def version_of_answer(server: EmbeddedServer, **choice: Any) -> int:
-    with server.manager.lease("m", **choice) as servable:
+    with server.models.lease("m", **choice) as servable:
         return servable.version
 
 
@@ -65,7 +66,11 @@ def test_a_new_version_takes_over_and_the_old_one_ends(
     server = start_server({"m": tmp_path})
     assert version_of_answer(server) == 1
     push(tmp_path, 2)
-    wait(server, lambda: states(server) == {2: State.AVAILABLE, 1: State.END}, "2 over 1")
+    wait(
+        server,
+        lambda: states(server) == {2: State.AVAILABLE, 1: State.END},
+        "2 over 1",
+    )
     assert version_of_answer(server) == 2
     with pytest.raises(StatusError, match=r"Servable not found for request: Specific\(m, 1\)"):
         version_of_answer(server, version=1)
@@ -181,7 +186,11 @@ def test_a_plain_file_with_a_number_for_a_name_is_a_version_that_fails(
     push(tmp_path, 1)
     server = start_server({"m": tmp_path}, max_load_retries=0)
     (tmp_path / "9").write_text("hello")
-    wait(server, lambda: states(server) == {9: State.END, 1: State.AVAILABLE}, "the failure")
+    wait(
+        server,
+        lambda: states(server) == {9: State.END, 1: State.AVAILABLE},
+        "the failure",
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,7 @@ def test_policies(
     for version in (1, 2, 3):
         push(tmp_path, version)
     server = start_server({"m": ModelSettings("m", str(tmp_path), policy)})
-    wait(server, lambda: server.manager.available() == {"m": served}, "the policy")
+    wait(server, lambda: server.models.available() == {"m": served}, "the policy")
     assert version_of_answer(server) == max(served)
 
 
@@ -209,7 +218,7 @@ def test_requests_under_way_keep_their_version_until_they_are_done(
 ) -> None:
     push(tmp_path, 1)
     server = start_server({"m": tmp_path})
-    with server.manager.lease("m") as servable:
+    with server.models.lease("m") as servable:
         push(tmp_path, 2)
         wait(server, lambda: states(server).get(1) is State.UNLOADING, "1 unloading")
         assert version_of_answer(server) == 2
@@ -269,7 +278,7 @@ def test_reload_moves_labels_and_refuses_what_is_not_available(
     for version in (1, 2):
         push(tmp_path, version)
     server = start_server({"m": ModelSettings("m", str(tmp_path), VersionPolicy("all"))})
-    wait(server, lambda: server.manager.available() == {"m": [1, 2]}, "both")
+    wait(server, lambda: server.models.available() == {"m": [1, 2]}, "both")
     transport = GrpcTransport(Address(server.address, "m"))
     transport.reload(config(("m", tmp_path, [1, 2], {"stable": 1, "canary": 2})))
     assert version_of_answer(server, label="stable") == 1
@@ -293,7 +302,7 @@ def test_reload_waits_for_new_models_and_drops_those_not_listed(
     transport = GrpcTransport(Address(server.address, "n"))
     transport.reload(config(("n", tmp_path / "n", [], {"stable": 5})))
     assert [item.state for item in transport.status()] == ["AVAILABLE"]
-    wait(server, lambda: server.manager.available() == {"n": [5]}, "m dropped")
+    wait(server, lambda: server.models.available() == {"n": [5]}, "m dropped")
     transport.close()
 
 
@@ -331,7 +340,7 @@ def test_the_configuration_file_is_read_again_when_it_changes(
     settings = ModelSettings("m", str(tmp_path / "m"), VersionPolicy("specific", versions=(1, 2)),
                              {"stable": 1})  # fmt: skip
     server = start_server({"m": settings}, config_file=str(file.path))
-    wait(server, lambda: server.manager.available() == {"m": [1, 2]}, "both")
+    wait(server, lambda: server.models.available() == {"m": [1, 2]}, "both")
     assert version_of_answer(server, label="stable") == 1
     file.path.write_text("this is { no configuration")
     file.write(config(("m", tmp_path / "m", [1, 2], {"stable": 2})))
@@ -391,7 +400,7 @@ def test_tls(
     mutual: bool, rest: bool,
 ) -> None:  # fmt: skip
     from serving.client import Tls
-    from serving.server import TlsFiles
+    from serving.standin.settings import TlsFiles
 
     push(tmp_path, 1)
     server = start_server(

@@ -13,8 +13,9 @@ import pytest
 
 from serving import errors, locate, protos
 from serving.rollout import ConfigFile, Rollout
-from serving.server import EmbeddedServer, ModelSettings
-from serving.server.status import StatusError
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ModelSettings
+from serving.standin.status import StatusError
 from serving.transport import Address, GrpcTransport
 
 Push = Callable[..., pathlib.Path]
@@ -53,7 +54,7 @@ def rollout(root: pathlib.Path) -> Iterator[Callable[..., Rollout]]:
 
 
 def answering(server: EmbeddedServer, **choice: Any) -> int:
-    with server.manager.lease("m", **choice) as servable:
+    with server.models.lease("m", **choice) as servable:
         return servable.version
 
 
@@ -195,5 +196,5 @@ def test_a_first_rollout_reaches_a_server_that_only_watches_the_file(
         except StatusError:
             return False
 
-    assert server.manager.wait_for(labelled, 30)
-    assert server.manager.wait_for(lambda: server.manager.available() == {"m": [10, 20]}, 30)
+    assert server.models.wait_for(labelled, 30)
+    assert server.models.wait_for(lambda: server.models.available() == {"m": [10, 20]}, 30)

@@ -1,4 +1,4 @@
-"""Requests are kept for retraining: a part of them, up to a size, at no one's cost."""
+"""What a client sends is kept for retraining: a part of it, up to a size, at no one's cost."""
 
 import os
 import pathlib
@@ -6,9 +6,11 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
+from serving import contract, errors, files, protos
 from serving.client import ReconstructionClient
-from serving.server import sampling
+from serving.sampling import Sampler
 
 
 def served(start_server, built, **options):
@@ -21,39 +23,67 @@ def kept(folder):
     return np.concatenate(arrays) if arrays else np.zeros((0, 28, 28), np.uint8)
 
 
-def options(folder, rate=1.0, max_bytes=2**20):
-    return sampling.SamplingOptions(str(folder), rate, max_bytes)
-
-
 def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
 
 
-def test_every_signature_and_protocol_is_sampled_whole_at_rate_one(start_server, built, tmp_path):
-    server = served(start_server, built, sampling=options(tmp_path / "samples"), rest_port=0)
-    sent = images(9)
-    with ReconstructionClient(server.address, model="autoencoder") as client:
+def in_any_order(rows):
+    return rows[np.lexsort(rows.reshape(-1, 784).T)]
+
+
+def test_every_signature_and_way_of_calling_is_sampled_whole_at_fraction_one(
+    start_server, built, tmp_path
+):
+    server = served(start_server, built, rest_port=0)
+    sent = images(17)
+    keep = {"sample_dir": str(tmp_path / "samples"), "sample_fraction": 1.0}
+    grpc = {"model": "autoencoder", "batch_size": 2, **keep}
+    with ReconstructionClient(server.address, **grpc) as client:
         client.reconstruct(sent[:4])
-        client.score(sent[4:6])
-    with ReconstructionClient(server.rest_address, model="autoencoder", rest=True) as client:
-        client.encode(sent[6:9])
-    server.stop()
-    found = kept(tmp_path / "samples")
-    order = np.lexsort(found.reshape(-1, 784).T), np.lexsort(sent.reshape(-1, 784).T)
-    np.testing.assert_array_equal(found[order[0]], sent[order[1]])
+        client.score(sent[4:5])
+        assert len(list(client.reconstruct_stream([sent[5:7], sent[7:8]]))) == 2
+        examples = np.empty(1, object)
+        example = protos.Example()
+        example.features.feature[contract.IMAGE_FEATURE].bytes_list.value.append(sent[8].tobytes())
+        examples[0] = example.SerializeToString()
+        client.call(contract.SERVING_DEFAULT, {contract.EXAMPLES: examples})
+    with ReconstructionClient(
+        server.rest_address, model="autoencoder", rest=True, **keep
+    ) as client:
+        client.encode(sent[9:12])
+    version = str(built / "autoencoder" / "1")
+    with ReconstructionClient.from_folder(version, **keep) as client:
+        client.classify(sent[12:])
+    np.testing.assert_array_equal(in_any_order(kept(tmp_path / "samples")), in_any_order(sent))
+
+
+def test_a_request_that_failed_is_not_kept(start_server, built, tmp_path):
+    server = served(start_server, built)
+    with ReconstructionClient(
+        server.address, model="autoencoder", label="none", sample_dir=tmp_path, sample_fraction=1.0
+    ) as client:
+        for rows in (1, 600):
+            with pytest.raises(errors.ModelNotFoundError):
+                client.score(images(rows))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_consent_nothing_is_kept(start_server, built, tmp_path):
     server = served(start_server, built)
-    with ReconstructionClient(server.address, model="autoencoder") as client:
-        client.reconstruct(images(3))
-    server.stop()
-    assert server.sampler is None
+    for half in ({}, {"sample_dir": str(tmp_path)}, {"sample_fraction": 1.0}):
+        with ReconstructionClient(server.address, model="autoencoder", **half) as client:
+            client.reconstruct(images(3))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_rate_is_kept(tmp_path):
-    sampler = sampling.Sampler(options(tmp_path, rate=0.25, max_bytes=2**24))
+@pytest.mark.parametrize("fraction", [-0.1, 1.1])
+def test_a_fraction_that_is_none_is_refused(tmp_path, fraction):
+    with pytest.raises(errors.InputError, match="sample_fraction"):
+        ReconstructionClient(model="m", sample_dir=str(tmp_path), sample_fraction=fraction)
+
+
+def test_the_fraction_is_kept(tmp_path):
+    sampler = Sampler(tmp_path, 0.25, 2**24)
     for start in range(20):
         sampler.offer("score", {"images": images(200, start)})
     sampler.close()
@@ -62,7 +92,7 @@ def test_the_rate_is_kept(tmp_path):
 
 
 def test_the_size_is_limited_and_the_folder_stays_readable(tmp_path):
-    sampler = sampling.Sampler(options(tmp_path, max_bytes=300_000))
+    sampler = Sampler(tmp_path, 1.0, 300_000)
     for start in range(20):
         sampler.offer("score", {"images": images(100, start)})
     sampler.close()
@@ -73,8 +103,8 @@ def test_the_size_is_limited_and_the_folder_stays_readable(tmp_path):
 
 def test_a_disk_that_hangs_delays_no_answer(tmp_path, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(sampling.np, "save", lambda *arguments: release.wait(30))
-    sampler = sampling.Sampler(options(tmp_path))
+    monkeypatch.setattr(files.os, "fsync", lambda *arguments: release.wait(30))
+    sampler = Sampler(tmp_path, 1.0)
     started = time.monotonic()
     for start in range(600):
         sampler.offer("score", {"images": images(10, start % 3)})
@@ -84,7 +114,7 @@ def test_a_disk_that_hangs_delays_no_answer(tmp_path, monkeypatch):
 
 
 def test_what_is_no_image_is_left_out(tmp_path):
-    sampler = sampling.Sampler(options(tmp_path))
+    sampler = Sampler(tmp_path, 1.0)
     rows = np.empty(2, object)
     rows[:] = [b"no example", b""]
     sampler.offer("serving_default", {"examples": rows})

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from serving import contract, errors, protos
-from serving.server import EmbeddedServer
+from serving.standin.server import EmbeddedServer
 from serving.transport import Address, GrpcTransport
 from tests.serving.test_cli import Serve
 
@@ -167,8 +167,8 @@ def test_swaps_under_load_fail_no_request(
     with Load(server.address, "m", "serving_default", inputs) as load:
         for version in range(2, 8):
             push(tmp_path, version)
-            assert server.manager.wait_for(
-                lambda version=version: server.manager.available() == {"m": [version]}, 30
+            assert server.models.wait_for(
+                lambda version=version: server.models.available() == {"m": [version]}, 30
             )
     assert not load.failures, load.failures[0]
     for seen in load.versions:
@@ -182,7 +182,7 @@ def test_stopping_under_load_drops_nothing_that_was_accepted(
     server: EmbeddedServer = start_server({"m": tmp_path})
     inputs = {"x": np.ones((2, 1), np.float32)}
     with Load(server.address, "m", "serving_default", inputs) as load:
-        assert server.manager.wait_for(lambda: True)
+        assert server.models.wait_for(lambda: True)
         while server.metrics.requests() < 500:
             time.sleep(0.01)
         server.stop()
@@ -197,14 +197,14 @@ def test_stopping_under_load_drops_nothing_that_was_accepted(
 def test_requests_under_way_finish_when_stopping(built: pathlib.Path, start_server: Any) -> None:
     server: EmbeddedServer = start_server({"m": built / "conformance"})
     entered, release = threading.Event(), threading.Event()
-    run = server.inference.run
+    run = server.answers.run
 
     def slow(*args: Any) -> Any:
         entered.set()
         assert release.wait(30)
         return run(*args)
 
-    server.inference.run = slow  # type: ignore[method-assign]
+    server.answers.run = slow  # type: ignore[method-assign]
     transport = GrpcTransport(Address(server.address, "m", retries=0, timeout=30.0))
     answers: list[Any] = []
     asker = threading.Thread(
@@ -216,7 +216,7 @@ def test_requests_under_way_finish_when_stopping(built: pathlib.Path, start_serv
     assert entered.wait(30)
     stopper = threading.Thread(target=server.stop)
     stopper.start()
-    assert server._draining.wait(30)
+    assert server.draining.wait(30)
     with pytest.raises(errors.ServerUnavailableError):
         GrpcTransport(Address(server.address, "m", retries=0)).status()
     release.set()

@@ -33,13 +33,15 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize("content", [True, False], ids=["content", "typed"])
+@pytest.mark.parametrize("typed", [False, True], ids=["content", "typed"])
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{list(array.shape)}")
-def test_arrays_come_back_and_tensorflow_reads_them_the_same(array: Any, content: bool) -> None:
+def test_arrays_come_back_and_tensorflow_reads_them_the_same(array: Any, typed: bool) -> None:
     import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2
 
-    data = b"".join(wire.tensor_chunks(array, content=content))
+    proto = protos.TensorProto()
+    wire.fill_tensor(proto, array, typed=typed)
+    data = proto.SerializeToString()
     for back in (
         wire.decode_tensor(protos.TensorProto.FromString(data)),
         wire.read_tensor(memoryview(data)),
@@ -83,11 +85,16 @@ def test_shapes_that_lie_are_refused_without_allocating(sizes: list[int], dtype:
         wire.read_tensor(memoryview(proto.SerializeToString()))
 
 
+def answer(outputs: dict[str, Any]) -> bytes:
+    response = protos.PredictResponse()
+    for alias, array in outputs.items():
+        wire.fill_tensor(response.outputs[alias], array, typed=True)
+    return response.SerializeToString()
+
+
 def test_random_bytes_never_raise_anything_else() -> None:
     random = np.random.default_rng(1)
-    good = wire.predict_response(
-        wire.model_spec("m", 1, "s"), {"a": ARRAYS[0], "b": ARRAYS[11], "c": ARRAYS[9]}
-    )
+    good = answer({"a": ARRAYS[0], "b": ARRAYS[11], "c": ARRAYS[9]})
     for trial in range(3000):
         data = bytearray(good if trial % 2 else random.bytes(int(random.integers(0, 60))))
         for _ in range(int(random.integers(0, 4))):
@@ -100,17 +107,17 @@ def test_random_bytes_never_raise_anything_else() -> None:
 def test_requests_and_answers_are_tensorflow_servings() -> None:
     from tensorflow_serving.apis import predict_pb2
 
-    spec = wire.model_spec("m", None, "s", label="stable")
-    data = wire.predict_request(spec, {"x": ARRAYS[0]}, ["y"])
-    request = predict_pb2.PredictRequest.FromString(data)
+    ours = wire.predict_request("m", "s", {"x": ARRAYS[0]}, ["y"], label="stable")
+    request = predict_pb2.PredictRequest.FromString(ours.SerializeToString())
     assert request.model_spec.version_label == "stable"
     assert request.model_spec.signature_name == "s"
     assert list(request.output_filter) == ["y"]
     assert request.inputs["x"].tensor_content == ARRAYS[0].tobytes()
-    response = predict_pb2.PredictResponse.FromString(
-        wire.predict_response(wire.model_spec("m", 0, "s"), {"y": ARRAYS[0]})
-    )
-    assert response.model_spec.HasField("version")
+    assert not request.model_spec.HasField("version")
+    zero = wire.predict_request("m", "s", {}, version=0)
+    request = predict_pb2.PredictRequest.FromString(zero.SerializeToString())
+    assert request.model_spec.HasField("version")
+    response = predict_pb2.PredictResponse.FromString(answer({"y": ARRAYS[0]}))
     assert list(response.outputs["y"].float_val) == ARRAYS[0].ravel().tolist()
     assert not response.outputs["y"].tensor_content
 

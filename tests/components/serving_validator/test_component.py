@@ -17,7 +17,8 @@ from tfx.utils import io_utils, proto_utils
 
 from components.serving_validator import component
 from serving import protos
-from serving.server.servable import Servable, read_warmup_requests
+from serving.standin.answers import warm_up
+from serving.standin.servable import Servable, read_warmup_requests
 from tests.serving import models
 
 Validate = Callable[..., Any]
@@ -110,9 +111,7 @@ def test_a_good_model_is_blessed_and_pushed_with_warm_up_requests(
     ]
     assert set(asked) == set(found["signatures"])
     servable = Servable("tiny", 1, str(version))
-    from serving.server.inference import Inference
-
-    Inference().warm_up(servable)  # as the server will
+    warm_up(servable)  # as the server will
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pipeline.continuous import promotion, spans, state, watcher, withdraw
 from serving import locate
 from serving.client import ReconstructionClient
 from serving.rollout import ConfigFile, entry_of, labels_of
-from serving.server import EmbeddedServer, ServerOptions
-from serving.server import config as config_lib
+from serving.standin.server import EmbeddedServer
+from serving.standin.settings import ServerOptions, models_of
 from trainer import signatures
 from trainer.data import Preprocessor
 from trainer.models import build_model, get_model_spec
@@ -72,7 +72,7 @@ def test_good_versions_are_promoted_and_bad_ones_rolled_back(root, trained_run, 
     assert first.push(1)["event"] == "promoted"
     assert (labels(root).stable, labels(root).canary) == (1, 1)
     path = locate.config_path(root)
-    models = config_lib.from_proto(ConfigFile(path).read())
+    models = models_of(ConfigFile(path).read())
     options = ServerOptions(models, port=0, rest_port=None, poll_interval=0.05,
                             config_file=str(path))  # fmt: skip
     failures, answers, ending = [], [], threading.Event()
@@ -115,7 +115,7 @@ def test_good_versions_are_promoted_and_bad_ones_rolled_back(root, trained_run, 
 def test_a_soak_goes_on_where_a_killed_watcher_left_it(root, trained_run):
     Soak(root, "127.0.0.1:1").push(1)
     shutil.copytree(trained_run.model_path, root / "serving" / "simple" / "2")
-    models = config_lib.from_proto(ConfigFile(locate.config_path(root)).read())
+    models = models_of(ConfigFile(locate.config_path(root)).read())
     with EmbeddedServer(ServerOptions(models, port=0, rest_port=None)) as server:
         soak = Soak(root, server.address)
         soak._promotion.begin(soak.state, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from serving.errors import Error
+
 
 class Code(enum.IntEnum):
     """``google.rpc.Code``, which gRPC and TensorFlow share."""
@@ -27,6 +29,7 @@ class Code(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
+# http_rest_api_util.cc; everything else is 500.
 _HTTP = {
     Code.OK: 200,
     Code.INVALID_ARGUMENT: 400,
@@ -41,12 +44,11 @@ _HTTP = {
     Code.UNAVAILABLE: 503,
     Code.DEADLINE_EXCEEDED: 504,
 }
-
 # grpc_status_util.cc cuts what goes into the HTTP/2 trailer.
-MAX_MESSAGE = 1024
+_MAX_MESSAGE = 1024
 
 
-class StatusError(Exception):
+class StatusError(Error):
     """A request or a load that ends with a status other than OK.
 
     Attributes:
@@ -67,26 +69,23 @@ class StatusError(Exception):
     @property
     def grpc_message(self) -> str:
         """The message as gRPC carries it: cut at 1024 characters."""
-        if len(self.message) <= MAX_MESSAGE:
+        if len(self.message) <= _MAX_MESSAGE:
             return self.message
-        return self.message[:MAX_MESSAGE] + "...TRUNCATED"
+        return self.message[:_MAX_MESSAGE] + "...TRUNCATED"
+
+    @property
+    def one_line(self) -> str:
+        """The message on one line and not too long, for a log or a terminal."""
+        return " ".join(self.message.split())[:500]
 
 
 def invalid_argument(message: str) -> StatusError:
-    """Shorthand for the commonest refusal."""
+    """The commonest refusal."""
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
-def from_exception(error: BaseException) -> StatusError:
-    """Turns whatever a load or a run raised into a status.
-
-    TensorFlow's own errors keep their code and text; everything else is
-    INTERNAL with the exception's type, on one line.
-    """
+def from_exception(error: Exception) -> StatusError:
+    """A status for whatever was raised: its own, or INTERNAL for the unforeseen."""
     if isinstance(error, StatusError):
         return error
-    code = getattr(error, "error_code", None)  # tf.errors.OpError
-    text = getattr(error, "message", None)
-    if isinstance(code, int) and isinstance(text, str):
-        return StatusError(Code(code) if code in Code._value2member_map_ else Code.UNKNOWN, text)
     return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")

@@ -6,25 +6,22 @@ import concurrent.futures
 import logging
 import pathlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from serving.errors import InputError, ServerStartError
-from serving.server import config as config_lib
-from serving.server import grpc_service
-from serving.server.inference import Inference
-from serving.server.manager import ModelManager, State
-from serving.server.metrics import Metrics
-from serving.server.options import ServerOptions
-from serving.server.sampling import Sampler
-from serving.server.servable import Servable
-from serving.server.status import Code, StatusError
-
-if TYPE_CHECKING:
-    from serving.server.rest import RestServer
+from serving.standin import answers, settings
+from serving.standin.grpc_api import GrpcApi
+from serving.standin.metrics import Metrics
+from serving.standin.model import Loader
+from serving.standin.models import Models
+from serving.standin.rest_api import RestApi, RestServer
+from serving.standin.settings import ServerOptions
+from serving.standin.status import Code, StatusError
 
 _log = logging.getLogger(__name__)
+_RELOAD_TIMEOUT = 60.0
 
 
 class EmbeddedServer:
@@ -34,24 +31,27 @@ class EmbeddedServer:
 
     Args:
       options: What to serve and where.
+
+    Attributes:
+      models: What is served.
+      metrics: What was counted.
+      answers: What both ports answer with.
+      port: gRPC's, once it listens.
+      rest_port: REST's, once it listens; None without one.
     """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.port = 0
         self.rest_port: int | None = None
-        self.metrics = Metrics(lambda: self.manager.available())
-        self.manager = ModelManager(
-            warm_up=self._warm_up,
-            poll_interval=options.poll_interval,
-            max_load_retries=options.max_load_retries,
-            load_retry_interval=options.load_retry_interval,
-        )
-        self.sampler = Sampler(options.sampling) if options.sampling is not None else None
-        self.inference = Inference(self.manager, self.metrics, options.batching, self.sampler)
+        loader = Loader(answers.warm_up, options.max_load_retries, options.load_retry_interval)
+        self.models = Models(loader, options.poll_interval)
+        self.metrics = Metrics(self.models.available)
+        self._config = _ConfigFile(options, self.models)
+        self.answers = answers.Answers(self.models, self.metrics, self._config.supersede)
+        self._workers = concurrent.futures.ThreadPoolExecutor(options.max_workers, "grpc")
         self._grpc: grpc.Server | None = None
         self._rest: RestServer | None = None
-        self._config_text = self._read_config_file()
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
@@ -59,14 +59,17 @@ class EmbeddedServer:
     @property
     def address(self) -> str:
         """``host:port`` of gRPC."""
-        return f"{_bracketed(self.options.host)}:{self.port}"
+        return _joined(self.options.host, self.port)
 
     @property
     def rest_address(self) -> str | None:
         """``host:port`` of REST, or None without one."""
-        if self.rest_port is None:
-            return None
-        return f"{_bracketed(self.options.host)}:{self.rest_port}"
+        return None if self.rest_port is None else _joined(self.options.host, self.rest_port)
+
+    @property
+    def draining(self) -> threading.Event:
+        """Set when the server began to stop."""
+        return self._draining
 
     def start(self, timeout: float | None = None) -> None:
         """Loads the models, then listens; returns when requests are answered.
@@ -80,26 +83,24 @@ class EmbeddedServer:
           InputError: Unusable certificates.
         """
         credentials = self._credentials()
-        self.manager.start(self.options.models)
+        self.models.start(self.options.models)
         try:
             for name in self.options.models:
-                if not self.manager.wait_until_available(name, timeout):
+                if not self.models.wait_until_available(name, timeout):
                     raise ServerStartError(self._why_not(name))
             self._listen(credentials)
         except BaseException:
             self.stop(0)
             raise
         if self.options.config_file is not None:
-            threading.Thread(target=self._watch_config, name="config", daemon=True).start()
+            watch = threading.Thread(
+                target=self._config.watch, args=(self._draining,), name="config", daemon=True
+            )
+            watch.start()
 
     def healthy(self) -> bool:
         """Whether a model answers and the server is not going away."""
-        available = self.manager.available()
-        return not self._draining.is_set() and bool(available)
-
-    def wait(self) -> None:
-        """Blocks until the server was stopped."""
-        self._stopped.wait()
+        return not self._draining.is_set() and bool(self.models.available())
 
     def stop(self, grace: float | None = None) -> None:
         """Takes no new requests, finishes those under way, closes the models.
@@ -117,10 +118,8 @@ class EmbeddedServer:
                 self._rest.stop(grace)
             if grpc_stopped is not None:
                 grpc_stopped.wait()
-                self._workers.shutdown(wait=True)
-            self.manager.stop()
-            if self.sampler is not None:
-                self.sampler.close()
+            self._workers.shutdown(wait=True)
+            self.models.stop()
             self._stopped.set()
 
     def __enter__(self) -> EmbeddedServer:
@@ -130,22 +129,18 @@ class EmbeddedServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _warm_up(self, servable: Servable) -> None:
-        Inference().warm_up(servable)
-
     def _why_not(self, name: str) -> str:
-        settings = self.options.models[name]
         try:
-            versions = self.manager.status(name)
+            versions = self.models.versions(name)
         except StatusError:
             return (
-                f"model {name!r}: no numbered versions in {settings.base_path}; give a folder "
-                "that holds SavedModels in folders named by version, such as 1/"
+                f"model {name!r}: no numbered versions in {self.options.models[name].base_path}; "
+                "give a folder that holds SavedModels in folders named by version, such as 1/"
             )
         for version in versions:
-            if version.error is not None and version.state is State.END:
-                text = " ".join(version.error.message.split())
-                return f"model {name!r}: version {version.version} does not load: {text[:500]}"
+            if version.error is not None:
+                why = version.error.one_line
+                return f"model {name!r}: version {version.number} does not load: {why}"
         return f"model {name!r} did not become available in time"
 
     def _credentials(self) -> Any:
@@ -164,7 +159,6 @@ class EmbeddedServer:
 
     def _listen(self, credentials: Any) -> None:
         options = self.options
-        self._workers = concurrent.futures.ThreadPoolExecutor(options.max_workers, "grpc")
         server = grpc.server(
             self._workers,
             maximum_concurrent_rpcs=options.max_waiting,
@@ -177,21 +171,9 @@ class EmbeddedServer:
             ],
         )
         server.add_generic_rpc_handlers(
-            grpc_service.generic_handlers(
-                {
-                    grpc_service.PREDICTION_SERVICE: grpc_service.PredictionService(
-                        self.inference, self.metrics
-                    ).handlers(),
-                    grpc_service.MODEL_SERVICE: grpc_service.ModelService(
-                        self.inference, self._supersede_config_file
-                    ).handlers(),
-                    grpc_service.HEALTH_SERVICE: grpc_service.HealthService(
-                        self.healthy
-                    ).handlers(),
-                }
-            )
+            GrpcApi(self.answers, self.metrics, self.healthy).handlers()
         )
-        wanted = f"{_bracketed(options.host)}:{options.port}"
+        wanted = _joined(options.host, options.port)
         try:
             if credentials is None:
                 self.port = server.add_insecure_port(wanted)
@@ -205,61 +187,75 @@ class EmbeddedServer:
                 "machine's; choose another with --port"
             )
         if options.rest_port is not None:
-            from serving.server.rest import RestServer
-
-            self._rest = RestServer(self.inference, self.metrics, options)
+            self._rest = RestServer(RestApi(self.answers, self.metrics, options), options)
             self.rest_port = self._rest.start()
         server.start()
         self._grpc = server
 
-    def _supersede_config_file(self) -> None:
-        """What the file says now is older than the order that just came."""
-        self._config_text = self._read_config_file()
 
-    def _read_config_file(self) -> bytes | None:
-        if self.options.config_file is None:
-            return None
-        try:
-            return pathlib.Path(self.options.config_file).read_bytes()
-        except OSError:
-            return None
+class _ConfigFile:
+    """The model configuration as a file, applied when it changes or appears.
 
-    def _watch_config(self) -> None:
-        path = self.options.config_file
+    Args:
+      options: Which file, how often to look, and the models of the command
+        line, which stay whatever the file says.
+      models: To configure.
+    """
+
+    def __init__(self, options: ServerOptions, models: Models) -> None:
+        self._options = options
+        self._models = models
+        self._applied = self._read()
+
+    def supersede(self) -> None:
+        """Takes what the file says now for older than an order that just came."""
+        self._applied = self._read()
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Looks at the file every ``poll_interval`` until told to stop."""
         complaint = ""
-        while not self._draining.wait(self.options.poll_interval):
-            text = self._read_config_file()
-            if text is None or text == self._config_text:
+        while not stopping.wait(self._options.poll_interval):
+            text = self._read()
+            if text is None or text == self._applied:
                 continue
             try:
-                self._apply_config_file(text, str(path))
+                self._apply(text)
             except StatusError as error:
                 if error.message != complaint:
-                    _log.warning("%s: %s", path, " ".join(error.message.split()))
+                    _log.warning("%s: %s", self._options.config_file, error.one_line)
                 complaint = error.message
                 if error.code is Code.FAILED_PRECONDITION:
                     # A label waits for its version, which may be loading.
-                    self._config_text = None
+                    self._applied = None
             else:
                 complaint = ""
-                _log.info("%s: read again", path)
+                _log.info("%s: read again", self._options.config_file)
 
-    def _apply_config_file(self, text: bytes, path: str) -> None:
+    def _read(self) -> bytes | None:
+        if self._options.config_file is None:
+            return None
+        try:
+            return pathlib.Path(self._options.config_file).read_bytes()
+        except OSError:
+            return None
+
+    def _apply(self, text: bytes) -> None:
         def still_wanted() -> bool:
-            # An order by RPC may have come first, or the file changed again.
-            if self._config_text == text or self._read_config_file() != text:
+            # An order by request may have come first, or the file changed again.
+            if self._applied == text or self._read() != text:
                 return False
-            self._config_text = text
+            self._applied = text
             return True
 
         try:
-            config = config_lib.parse_text(text.decode("utf-8", "replace"), path)
-            models = {**self.options.models, **config_lib.from_proto(config)}
+            found = settings.parse_models(
+                text.decode("utf-8", "replace"), str(self._options.config_file)
+            )
         except StatusError:
-            self._config_text = text  # say it once
+            self._applied = text  # said once
             raise
-        self.manager.reload(models, 60.0, still_wanted)
+        self._models.reload({**self._options.models, **found}, _RELOAD_TIMEOUT, still_wanted)
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,13 +1,13 @@
-"""Keeps a sample of the images in requests, for a later training.
+"""Keeps a sample of the images that a client sends, for a later training.
 
-Off unless asked for. A request is never delayed: its images are copied into a
-queue, and where that is full, or the folder is, they are dropped. A thread
-writes ``*.npy`` files, uint8 [n, 28, 28], each appearing by a rename.
+Off unless asked for, and the same for every server. A call is never delayed:
+its images are copied into a queue, and where that is full, or the folder is,
+they are dropped. A thread writes ``*.npy`` files, uint8 [n, 28, 28], each
+appearing by a rename; pipeline.continuous.samples gathers them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import pathlib
@@ -15,49 +15,51 @@ import queue
 import random
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from serving import contract, protos
+from serving import contract, files, protos
+from serving.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
 
 _QUEUE = 256
 _FILE_IMAGES = 256
 _FLUSH_SECONDS = 5.0
+DEFAULT_MAX_BYTES = 64 * 2**20
 # What a watcher asks to compare versions is nobody's request.
 _NOT_SAMPLED = frozenset({contract.EVALUATE})
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """What is kept of requests.
-
-    Attributes:
-      folder: Where the files go.
-      rate: Part of the images, above 0 to 1.
-      max_bytes: Of all files in the folder; beyond, images are dropped.
-    """
-
-    folder: str
-    rate: float
-    max_bytes: int
 
 
 class Sampler:
     """Copies images of requests to files, beside the answers' way.
 
     Args:
-      options: What is kept.
+      folder: Where the files go.
+      fraction: Of the images, above 0 to 1.
+      max_bytes: Of all files in the folder; beyond, images are dropped.
+
+    Attributes:
+      kept: Images written.
+      dropped: Images chosen and not written.
+
+    Raises:
+      InputError: A fraction that is none.
     """
 
-    def __init__(self, options: SamplingOptions) -> None:
-        self._options = options
-        self._folder = pathlib.Path(options.folder)
-        self._queue: queue.Queue[tuple[str, Any] | None] = queue.Queue(_QUEUE)
+    def __init__(
+        self, folder: str | os.PathLike[str], fraction: float, max_bytes: int = DEFAULT_MAX_BYTES
+    ) -> None:
+        if not 0 < fraction <= 1:
+            raise InputError(f"sample_fraction {fraction} is not above 0 and at most 1")
+        self._folder = pathlib.Path(folder)
+        self._fraction = fraction
+        self._max_bytes = max_bytes
+        self._queue: queue.Queue[tuple[str, Array] | None] = queue.Queue(_QUEUE)
         self._random = random.Random()
         self._complained = False
         self.kept = 0
@@ -65,19 +67,17 @@ class Sampler:
         self._thread = threading.Thread(target=self._work, name="sampling", daemon=True)
         self._thread.start()
 
-    def offer(self, signature: str, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def offer(self, signature: str, inputs: Mapping[str, Array]) -> None:
         """Perhaps keeps some images of a request that was answered; never waits."""
         alias = contract.IMAGES if contract.IMAGES in inputs else contract.EXAMPLES
         rows = inputs.get(alias)
         if rows is None or signature in _NOT_SAMPLED or not rows.ndim:
             return
-        rate = self._options.rate
-        chosen = [row for row in range(len(rows)) if self._random.random() < rate]
+        chosen = [row for row in range(len(rows)) if self._random.random() < self._fraction]
         if not chosen:
             return
         try:
-            # A copy: the request's memory goes with the request.
-            self._queue.put_nowait((alias, rows[chosen].copy()))
+            self._queue.put_nowait((alias, rows[chosen]))  # a copy: the caller may change his
         except queue.Full:
             self.dropped += len(chosen)
 
@@ -90,49 +90,40 @@ class Sampler:
         self._thread.join(_FLUSH_SECONDS)
 
     def _work(self) -> None:
-        waiting: list[np.ndarray[Any, Any]] = []
-        since = time.monotonic()
-        while True:
+        waiting: list[Array] = []
+        flush = time.monotonic() + _FLUSH_SECONDS
+        ended = False
+        while not ended:
             try:
                 item = self._queue.get(timeout=_FLUSH_SECONDS)
+                ended = item is None
             except queue.Empty:
-                item = ("", None)
-            if item is not None and item[1] is not None:
+                item = None
+            if item is not None and len(images := _images(*item)):
                 if not waiting:
-                    since = time.monotonic()
-                images = _images(*item)
-                if len(images):
-                    waiting.append(images)
-            count = sum(map(len, waiting))
-            late = time.monotonic() - since >= _FLUSH_SECONDS
-            if waiting and (item is None or count >= _FILE_IMAGES or late):
+                    flush = time.monotonic() + _FLUSH_SECONDS
+                waiting.append(images)
+            full = sum(map(len, waiting)) >= _FILE_IMAGES
+            if waiting and (ended or full or time.monotonic() >= flush):
                 self._write(np.concatenate(waiting))
                 waiting = []
-            if item is None:
-                return
 
-    def _write(self, images: np.ndarray[Any, Any]) -> None:
-        temporary = self._folder / f".{uuid.uuid4().hex}"
+    def _write(self, images: Array) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            used = sum(entry.stat().st_size for entry in os.scandir(self._folder)
-                       if entry.is_file())  # fmt: skip
-            if used + images.nbytes > self._options.max_bytes:
+            used = sum(item.stat().st_size for item in os.scandir(self._folder) if item.is_file())
+            if used + images.nbytes > self._max_bytes:
                 self.dropped += len(images)
-                self._complain(f"it holds {used:,} bytes, the limit is {self._options.max_bytes:,}")
+                self._complain(f"it holds {used:,} bytes, the limit is {self._max_bytes:,}")
                 return
-            with temporary.open("wb") as file:
+            with files.replacing(self._folder / f"{time.time_ns()}-{os.getpid()}.npy") as file:
                 np.save(file, images)
-            temporary.rename(self._folder / f"{time.time_ns()}-{os.getpid()}.npy")
-            self.kept += len(images)
-            self._complained = False
         except OSError as error:
             self.dropped += len(images)
             self._complain(str(error.strerror))
-            try:
-                temporary.unlink(missing_ok=True)
-            except OSError:
-                return
+        else:
+            self.kept += len(images)
+            self._complained = False
 
     def _complain(self, reason: str) -> None:
         if not self._complained:
@@ -140,7 +131,7 @@ class Sampler:
         self._complained = True
 
 
-def _images(alias: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _images(alias: str, rows: Array) -> Array:
     """The images among a request's rows, uint8 [n, 28, 28]; others are left out."""
     shape = (contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
     if alias == contract.IMAGES:

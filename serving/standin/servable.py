@@ -7,17 +7,19 @@ cannot serve (see docs/serving.md).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 
-from serving import protos, wire
-from serving.server.status import Code, StatusError, from_exception, invalid_argument
+from serving import protos
+from serving.standin.status import Code, StatusError, from_exception, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
@@ -28,10 +30,10 @@ _MAX_CALLABLES = 32
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a signature: its name in the graph, DataType number, shape.
+    """A tensor of a signature.
 
     Attributes:
-      name: Such as ``"images:0"``.
+      name: In the graph, such as ``"images:0"``.
       dtype: TensorFlow's DataType number.
       shape: None where the rank is unknown; -1 for unknown sizes.
     """
@@ -48,26 +50,21 @@ class Signature:
       name: The signature key.
       inputs: Alias to tensor, sorted.
       outputs: Alias to tensor, sorted.
-      method_name: Such as ``"tensorflow/serving/predict"``.
-      debug_string: The SignatureDef as text, which some messages quote.
+      output_aliases: The keys of :attr:`outputs`.
     """
 
     def __init__(self, name: str, definition: Any, session: Any) -> None:
         self.name = name
         self.inputs = _tensor_infos(definition.inputs)
         self.outputs = _tensor_infos(definition.outputs)
-        self.method_name: str = definition.method_name
-        self.debug_string = str(definition)
-        self.defaults = {
-            alias: wire.decode_tensor(tensor)
-            for alias, tensor in getattr(definition, "defaults", {}).items()
-        }
         self.output_aliases = tuple(self.outputs)
         self._session = session
-        self._callables: collections.OrderedDict[tuple[str, ...], Callable[..., list[Any]]] = (
-            collections.OrderedDict()
-        )
-        self._lock = threading.Lock()
+        self._callable = functools.lru_cache(_MAX_CALLABLES)(self._make_callable)
+
+    @property
+    def compiled(self) -> int:
+        """How many choices of outputs are held compiled."""
+        return self._callable.cache_info().currsize
 
     def run(
         self, inputs: Mapping[str, np.ndarray[Any, Any]], aliases: Sequence[str]
@@ -84,57 +81,36 @@ class Signature:
         Raises:
           StatusError: With the runtime's code and text.
         """
-        function = self._callable(tuple(aliases))
         try:
+            function = self._callable(tuple(aliases))
             return function(*[inputs[alias] for alias in self.inputs])
         except UnicodeDecodeError as error:
             # The runtime's message quotes the bad input, which was no text.
             raise invalid_argument(error.object.decode("utf-8", "replace")) from None
         except Exception as error:
-            raise from_exception(error) from None
-
-    def _callable(self, aliases: tuple[str, ...]) -> Callable[..., list[Any]]:
-        found = self._callables.get(aliases)
-        if found is not None:
-            return found
-        with self._lock:
-            found = self._callables.get(aliases)
-            if found is None:
-                found = self._make_callable(aliases)
-                self._callables[aliases] = found
-                if len(self._callables) > _MAX_CALLABLES:
-                    self._callables.popitem(last=False)
-            return found
+            raise _status(error) from None
 
     def _make_callable(self, aliases: tuple[str, ...]) -> Callable[..., list[Any]]:
-        from tensorflow.core.protobuf import config_pb2
-
         options = config_pb2.CallableOptions()
         options.feed.extend(info.name for info in self.inputs.values())
         options.fetch.extend(self.outputs[alias].name for alias in aliases)
         # Run the graph's nodes in the thread that asks: a hand-over to a pool
         # costs more than a small model does. Kernels still use all cores.
         options.run_options.inter_op_thread_pool = -1
-        try:
-            return self._session._make_callable_from_options(options)
-        except Exception as error:
-            raise from_exception(error) from None
+        return self._session._make_callable_from_options(options)
 
     def close(self) -> None:
         """Releases the compiled callables; they hold the session."""
-        with self._lock:
-            self._callables.clear()
+        self._callable.cache_clear()
 
 
 def _tensor_infos(definitions: Any) -> dict[str, TensorInfo]:
     infos = {}
     for alias in sorted(definitions):
         info = definitions[alias]
-        shape = info.tensor_shape
+        sizes = tuple(dim.size for dim in info.tensor_shape.dim)
         infos[alias] = TensorInfo(
-            info.name,
-            info.dtype,
-            None if shape.unknown_rank else tuple(dim.size for dim in shape.dim),
+            info.name, info.dtype, None if info.tensor_shape.unknown_rank else sizes
         )
     return infos
 
@@ -146,7 +122,7 @@ class Servable:
       name: The model's name.
       version: Its version number.
       path: Where it was loaded from.
-      signatures: The entry points by key, without the initialisation ones.
+      signatures: The entry points by key, initialisation ones (``__...``) too.
       signature_defs: ``SignatureDefMap`` of saved_model.pb, serialised, whole.
     """
 
@@ -159,22 +135,21 @@ class Servable:
         self._on_closed: Callable[[], None] | None = None
         self._retired = False
         self._session, definitions = _load(path)
-        definition_map = protos.SignatureDefMap()
+        known = protos.SignatureDefMap()
         for key, definition in definitions.items():
-            definition_map.signature_def[key].ParseFromString(definition.SerializeToString())
-        self.signature_defs: bytes = definition_map.SerializeToString(deterministic=True)
+            known.signature_def[key].ParseFromString(definition.SerializeToString())
+        self.signature_defs: bytes = known.SerializeToString(deterministic=True)
         self.signatures = {
             key: Signature(key, definition, self._session)
-            for key, definition in sorted(definition_map.signature_def.items())
+            for key, definition in sorted(known.signature_def.items())
         }
 
     def acquire(self) -> bool:
         """Counts one more user; False when the servable is on its way out."""
         with self._lock:
-            if self._retired:
-                return False
-            self._users += 1
-            return True
+            if not self._retired:
+                self._users += 1
+            return not self._retired
 
     def release(self) -> None:
         """Counts one user less; the last one of a retired servable closes it."""
@@ -184,7 +159,7 @@ class Servable:
         if last:
             self._close()
 
-    def retire(self, on_closed: Callable[[], None]) -> None:
+    def retire(self, on_closed: Callable[[], None] = lambda: None) -> None:
         """Takes no new users and closes once the present ones are done.
 
         Args:
@@ -209,8 +184,8 @@ class Servable:
 
 def _load(path: str) -> tuple[Any, Any]:
     """Loads a SavedModel's ``serve`` graph into a session of its own."""
-    if not os.path.isfile(os.path.join(path, "saved_model.pb")) and not os.path.isfile(
-        os.path.join(path, "saved_model.pbtxt")
+    if not any(
+        os.path.isfile(os.path.join(path, f"saved_model.{form}")) for form in ("pb", "pbtxt")
     ):
         raise StatusError(
             Code.NOT_FOUND,
@@ -218,8 +193,6 @@ def _load(path: str) -> tuple[Any, Any]:
             f"{path}. Check that the directory exists and that you have the right permissions "
             "for accessing it.",
         )
-    import tensorflow as tf
-
     graph = tf.Graph()
     config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
@@ -230,23 +203,28 @@ def _load(path: str) -> tuple[Any, Any]:
         return session, meta_graph.signature_def
     except BaseException as error:
         session.close()
-        raise _load_error(path, error) from None
+        raise _load_status(path, error) from None
 
 
-def _load_error(path: str, error: BaseException) -> StatusError:
-    if isinstance(error, OSError) and "Cannot parse file" in str(error):
-        return StatusError(Code.OUT_OF_RANGE, f"Read less bytes than requested: {path}")
-    if isinstance(error, ValueError) and "variables" in str(error):
-        # TensorFlow Serving would make this version AVAILABLE and fail every
-        # request; we refuse it. docs/serving.md lists the deviation.
-        return StatusError(
-            Code.NOT_FOUND, f"Could not find the variables of the SavedModel at {path}"
-        )
-    status = from_exception(error)
-    if status.code is Code.INTERNAL and isinstance(error, RuntimeError | OSError | ValueError):
-        status = StatusError(Code.NOT_FOUND if isinstance(error, RuntimeError) else Code.INTERNAL,
-                             str(error))  # fmt: skip
-    return status
+def _load_status(path: str, error: BaseException) -> BaseException:
+    """The status of a failed load, by what Python's loader raises in each case."""
+    if isinstance(error, OSError):  # saved_model.pb does not parse
+        return StatusError(Code.OUT_OF_RANGE, f"Read less bytes than requested: {path}: {error}")
+    if isinstance(error, ValueError):
+        # The real server makes a version without variables AVAILABLE and fails
+        # every request; it is refused here. docs/serving.md lists the deviation.
+        text = f"Could not find the variables of the SavedModel at {path}: {error}"
+        return StatusError(Code.NOT_FOUND, text)
+    if isinstance(error, RuntimeError):  # no graph with the tag "serve"
+        return StatusError(Code.NOT_FOUND, str(error))
+    return _status(error) if isinstance(error, Exception) else error
+
+
+def _status(error: Exception) -> StatusError:
+    """A status with TensorFlow's own code and text where it raised the error."""
+    if isinstance(error, tf.errors.OpError):
+        return StatusError(Code(error.error_code), error.message)
+    return from_exception(error)
 
 
 def read_warmup_requests(path: str) -> Iterator[bytes]:
@@ -263,22 +241,16 @@ def read_warmup_requests(path: str) -> Iterator[bytes]:
     Raises:
       StatusError: Broken file, or too many records.
     """
-    from tensorflow.python.lib.io import tf_record
-
     file = os.path.join(path, WARMUP_FILE)
     if not os.path.isfile(file):
         return
-    count = 0
     try:
-        for record in tf_record.tf_record_iterator(file):
-            count += 1
-            if count > MAX_WARMUP_RECORDS:
+        for count, record in enumerate(tf.compat.v1.io.tf_record_iterator(file)):
+            if count == MAX_WARMUP_RECORDS:
                 raise invalid_argument(
                     f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS}) "
                     f"at {file}"
                 )
             yield record
-    except StatusError:
-        raise
-    except Exception as error:
-        raise from_exception(error) from None
+    except tf.errors.OpError as error:
+        raise _status(error) from None

@@ -29,6 +29,16 @@ class VersionPolicy:
     count: int = 1
     versions: tuple[int, ...] = ()
 
+    def choose(self, available: dict[int, str]) -> dict[int, str]:
+        """The versions to serve, of those that :func:`list_versions` found."""
+        if self.kind == "all":
+            return dict(available)
+        if self.kind == "specific":
+            chosen = [number for number in self.versions if number in available]
+        else:
+            chosen = sorted(available, reverse=True)[: self.count]
+        return {number: available[number] for number in chosen}
+
 
 def parse_version(name: str) -> int | None:
     """The version that a child of a model folder stands for, or None.
@@ -42,41 +52,19 @@ def parse_version(name: str) -> int | None:
 
 
 def list_versions(base_path: str) -> dict[int, str]:
-    """Every version under a model folder.
+    """Every version under a model folder, number to path.
 
     A child that is a plain file counts, as it does for TensorFlow Serving; its
     load then fails. Of two names for one number the last in sorted order wins.
 
-    Args:
-      base_path: The model's folder.
-
-    Returns:
-      Version number to path.
-
     Raises:
       OSError: The folder is missing or cannot be read.
     """
-    found = {}
-    for name in sorted(os.listdir(base_path)):
-        number = parse_version(name)
-        if number is not None:
-            found[number] = os.path.join(base_path, name)
-    return found
-
-
-def aspired_versions(available: dict[int, str], policy: VersionPolicy) -> dict[int, str]:
-    """Chooses the versions to serve.
-
-    Args:
-      available: From :func:`list_versions`.
-      policy: What to choose by.
-    """
-    if policy.kind == "all":
-        return dict(available)
-    if policy.kind == "specific":
-        return {number: available[number] for number in policy.versions if number in available}
-    newest = sorted(available, reverse=True)[: policy.count]
-    return {number: available[number] for number in newest}
+    return {
+        number: os.path.join(base_path, name)
+        for name in sorted(os.listdir(base_path))
+        if (number := parse_version(name)) is not None
+    }
 
 
 def fingerprint(path: str) -> tuple[tuple[str, int, int], ...]:
@@ -84,19 +72,12 @@ def fingerprint(path: str) -> tuple[tuple[str, int, int], ...]:
 
     Lets a failed version be tried again once it was repaired or completed.
     """
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
     found = []
-    for folder, _, files in os.walk(path):
-        for name in sorted(files):
-            full = os.path.join(folder, name)
-            try:
-                info = os.stat(full)
-            except OSError:
-                continue
-            found.append((os.path.relpath(full, path), info.st_size, info.st_mtime_ns))
-    if not found:
+    for file in sorted(files) or [path]:
         try:
-            info = os.stat(path)
+            info = os.stat(file)
         except OSError:
-            return ()
-        found.append((".", info.st_size, info.st_mtime_ns))
-    return tuple(sorted(found))
+            continue  # gone since it was listed
+        found.append((os.path.relpath(file, path), info.st_size, info.st_mtime_ns))
+    return tuple(found)

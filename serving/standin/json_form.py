@@ -1,0 +1,305 @@
+"""JSON to tensors and back, as TensorFlow Serving's REST predict has it.
+
+Source of the forms: tensorflow_serving/util/json_tensor.cc. Deviations
+(docs/serving.md): a number that does not fit the input's integer type is
+refused, where the real server wraps it round, and so is deep nesting, which
+ends the real server.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from serving import wire
+from serving.standin.servable import TensorInfo
+from serving.standin.status import Code, StatusError, invalid_argument
+
+Array = np.ndarray[Any, Any]
+
+# Quoted JSON in a message; TensorFlow Serving 2.18 cuts there too.
+_QUOTED = 256
+# NumPy arrays have at most 32 dimensions (64 from NumPy 2 on).
+_MAX_RANK = 32
+# JSON types that an input of a NumPy kind takes: numbers for floats, and so on.
+_TAKEN: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
+_KINDS = {
+    type(None): "Null",
+    int: "Number",
+    float: "Number",
+    str: "String",
+    list: "Array",
+    dict: "Object",
+}
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Parses a request's body.
+
+    Raises:
+      StatusError: INVALID_ARGUMENT; not JSON, nested too deeply, or no object.
+    """
+    try:
+        text = body.decode()
+        document = json.loads(text)
+        if "\\u" in text:
+            # A half of a surrogate pair is no character and cannot go on.
+            json.dumps(document, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise invalid_argument(f"JSON Parse error: {_wording(error)}") from None
+    except RecursionError:
+        raise invalid_argument("JSON Parse error: The document is nested too deeply") from None
+    except ValueError as error:  # no UTF-8, or an integer of thousands of digits
+        raise invalid_argument(f"JSON Parse error: {error}") from None
+    if not isinstance(document, dict):
+        raise invalid_argument(f"JSON Value: {_quote(document)} Is not object")
+    return document
+
+
+def _wording(error: json.JSONDecodeError) -> str:
+    if not error.doc.strip():
+        return "The document is empty"
+    text = "Invalid value." if error.msg == "Expecting value" else error.msg
+    return f"{text} at offset: {error.pos}"
+
+
+def signature_name(document: Mapping[str, Any]) -> str:
+    """The ``signature_name`` of a request, empty for the default.
+
+    Raises:
+      StatusError: INVALID_ARGUMENT; not a string.
+    """
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid_argument(
+            f"JSON Value: {_quote(document)} not formatted correctly. 'signature_name' key must "
+            "be a string value."
+        )
+    return name
+
+
+def to_inputs(
+    document: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Array], bool]:
+    """Reads ``instances`` (rows) or ``inputs`` (columns).
+
+    Args:
+      document: The request.
+      infos: The signature's inputs.
+
+    Returns:
+      The arrays by alias, and whether the request was in row form.
+
+    Raises:
+      StatusError: INVALID_ARGUMENT; of another form or type than the inputs.
+    """
+    by_row = "instances" in document
+    if by_row and "inputs" in document:
+        raise invalid_argument(
+            f"JSON Value: {_quote(document)} Not formatted correctly expecting only one of "
+            "'inputs' or 'instances' keys to exist "
+        )
+    if by_row:
+        columns = _columns_of_rows(document, infos)
+    elif "inputs" in document:
+        columns = _columns(document["inputs"], infos)
+    else:
+        raise invalid_argument("Missing 'inputs' or 'instances' key")
+    return {name: _array(columns[name], info.dtype) for name, info in infos.items()}, by_row
+
+
+def _columns(inputs: Any, infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    if not _is_named(inputs):
+        if len(infos) > 1:
+            raise invalid_argument(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required as per tensorinfo_map"
+            )
+        return dict.fromkeys(infos, inputs)
+    for name in infos:
+        if name not in inputs:
+            raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
+    return inputs
+
+
+def _columns_of_rows(
+    document: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+) -> dict[str, Any]:
+    rows = document["instances"]
+    if not isinstance(rows, list):
+        raise invalid_argument(
+            f"JSON Value: {_quote(document)} Excepting 'instances' to be an list/array"
+        )
+    if not rows:
+        raise invalid_argument(f"JSON Value: {_quote(document)} No values in 'instances' array")
+    if not any(map(_is_named, rows)):
+        if len(infos) > 1:
+            raise invalid_argument(
+                "instances is a plain list, but expecting list of objects as multiple input "
+                "tensors required as per tensorinfo_map"
+            )
+        return dict.fromkeys(infos, rows)
+    for index, row in enumerate(rows):
+        if not _is_named(row) or row.keys() != infos.keys():
+            raise invalid_argument(
+                f"Failed to process element: {index} of 'instances' list. JSON object: "
+                f"{_quote(row)} keys must be equal to: {','.join(sorted(infos))}"
+            )
+    return {name: [row[name] for row in rows] for name in infos}
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _array(value: Any, dtype: int) -> Array:
+    """Nested lists as an array of an input's type."""
+    shape: list[int] = []
+    first = value
+    while isinstance(first, list):
+        if len(shape) == _MAX_RANK:
+            raise invalid_argument(f"JSON Value: is nested more than {_MAX_RANK} lists deep")
+        shape.append(len(first))
+        if not first:
+            break
+        first = first[0]
+    leaves = [value]
+    for level, size in enumerate(shape):
+        for item in leaves:
+            if not isinstance(item, list):
+                raise invalid_argument(
+                    f"JSON Value: {_quote(item)} found at incorrect level: {level} in the JSON "
+                    f"DOM. Expected at level: {len(shape)}"
+                )
+            if len(item) != size:
+                raise invalid_argument(
+                    f"Encountered list at unexpected size: {len(item)} at level: {level} "
+                    f"expected size: {size}"
+                )
+        leaves = list(itertools.chain.from_iterable(leaves))
+    return _flat(leaves, dtype).reshape(shape)
+
+
+def _flat(leaves: list[Any], dtype: int) -> Array:
+    """Values as an array of an input's type, none of them changed by it."""
+    if dtype == wire.DT_STRING:
+        strings = np.empty(len(leaves), object)
+        strings[:] = [_bytes(value) for value in leaves]
+        return strings
+    try:
+        target = wire.numpy_type(dtype)
+    except wire.TensorError as error:
+        raise StatusError(Code.UNIMPLEMENTED, str(error)) from None
+    wrong = {type(value) for value in leaves} - _TAKEN[target.kind]
+    if wrong:
+        raise _type_error(next(value for value in leaves if type(value) in wrong), dtype)
+    if target.kind == "b":
+        return np.array(leaves, target)
+    # The largest whole number up to which none is lost.
+    limits = np.iinfo(target) if target.kind != "f" else None
+    low, high = (limits.min, limits.max) if limits else _whole_numbers(target)
+    for value in leaves:
+        if type(value) is int and not low <= value <= high:
+            raise _type_error(value, dtype)
+    with np.errstate(over="ignore"):
+        array = np.array(leaves, target)
+    if target.kind == "f" and (np.isinf(array) & np.isfinite(np.array(leaves, "f8"))).any():
+        raise invalid_argument(
+            f"Cannot convert JSON values to {wire.type_name(dtype)} without loss of precision."
+        )
+    return array
+
+
+def _whole_numbers(target: np.dtype[Any]) -> tuple[int, int]:
+    """The range in which a floating-point type has every whole number."""
+    limit = 2 ** (np.finfo(target).nmant + 1) - 1
+    return -limit, limit
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if not _is_base64(value):
+        raise _type_error(value, wire.DT_STRING)
+    text = value["b64"].rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid_argument("Unable to base64 decode") from None
+
+
+def _type_error(value: Any, dtype: int) -> StatusError:
+    kind = str(value) if isinstance(value, bool) else _KINDS[type(value)]
+    return invalid_argument(
+        f"JSON Value: {_quote(value)} Type: {kind} is not of expected type: "
+        f"{wire.type_name(dtype)}"
+    )
+
+
+def _quote(value: Any) -> str:
+    """A JSON value as text for a message, cut where it gets long."""
+    try:
+        text = json.dumps(value)
+    except (RecursionError, ValueError):
+        return "(nested too deeply)"
+    return text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
+
+
+def from_outputs(outputs: Mapping[str, Array], by_row: bool) -> str:
+    """Writes a Predict answer.
+
+    Args:
+      outputs: Arrays by alias.
+      by_row: Whether the request was in row form.
+
+    Returns:
+      A JSON document.
+
+    Raises:
+      StatusError: Row form of outputs whose first dimensions differ, or a
+        type that JSON cannot carry.
+    """
+    plain = {alias: _plain(outputs[alias], alias) for alias in sorted(outputs)}
+    heights = {array.shape[:1] for array in outputs.values()}
+    if by_row and (len(heights) > 1 or () in heights):
+        shapes = ", ".join(f"{alias} {list(array.shape)}" for alias, array in outputs.items())
+        raise invalid_argument(f"Tensor shapes are not compatible for row format: {shapes}")
+    answer: Any = plain
+    if len(plain) == 1:
+        [answer] = plain.values()
+    elif by_row:
+        answer = [dict(zip(plain, row)) for row in zip(*plain.values())]
+    key = "predictions" if by_row else "outputs"
+    return f'{{\n    "{key}": {json.dumps(answer, ensure_ascii=False)}\n}}'
+
+
+def _plain(array: Array, alias: str) -> Any:
+    """An array as what ``json`` writes."""
+    if array.dtype.kind == "O":
+        texts = np.empty(array.size, object)
+        texts[:] = [_text(item, alias.endswith("_bytes")) for item in array.ravel()]
+        return texts.reshape(array.shape).tolist()
+    if array.dtype.kind == "f" and array.dtype.itemsize < 4:
+        raise StatusError(
+            Code.UNIMPLEMENTED, "Expecting DType: half to be float, int, bool or string"
+        )
+    if array.dtype == np.float32:
+        # 0.1, not 0.10000000149011612: the shortest text that reads back the same.
+        array = array.astype("U32").astype(np.float64)
+    return array.tolist()
+
+
+def _text(item: bytes, as_bytes: bool) -> Any:
+    if as_bytes:
+        return {"b64": base64.b64encode(item).decode()}
+    return item.decode("utf-8", "replace")

@@ -1,0 +1,240 @@
+"""All served models: watched, handed to requests, configured anew."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from serving.standin.model import Loader, Model, Serving, Version
+from serving.standin.servable import Servable
+from serving.standin.settings import ModelSettings
+from serving.standin.status import Code, StatusError
+
+_log = logging.getLogger(__name__)
+
+
+class Models:
+    """Keeps the configured models loaded and hands them to requests.
+
+    Args:
+      loader: Loads versions.
+      poll_interval: Seconds between looks at the folders.
+    """
+
+    def __init__(self, loader: Loader, poll_interval: float) -> None:
+        self._loader = loader
+        self._poll_interval = poll_interval
+        self._models: dict[str, Model] = {}
+        self._changed = threading.Condition(threading.RLock())
+        self._reloading = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="versions", daemon=True)
+
+    # Requests.
+
+    def acquire(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+        """Takes a servable, which stays loaded until its ``release()`` is called.
+
+        Args:
+          name: The model.
+          version: A number, or None for the latest.
+          label: A version label; excludes ``version``.
+
+        Raises:
+          StatusError: As TensorFlow Serving for an unknown name, version or label.
+        """
+        while True:
+            model = self._models.get(name)
+            serving = model.serving if model is not None else Serving()
+            servable = serving.choose(name, version, label)
+            if servable.acquire():
+                return servable
+            # It was retired between the look and the grab; another one serves now.
+
+    @contextlib.contextmanager
+    def lease(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[Servable]:
+        """As :meth:`acquire`, for the length of a block."""
+        servable = self.acquire(name, version, label)
+        try:
+            yield servable
+        finally:
+            servable.release()
+
+    def versions(self, name: str, version: int | None = None) -> list[Version]:
+        """The versions of a model that were ever seen, highest first, as they are now.
+
+        Raises:
+          StatusError: NOT_FOUND, with TensorFlow Serving's text.
+        """
+        with self._changed:
+            model = self._models.get(name)
+            known = model.versions if model is not None else {}
+            if version is not None and version not in known:
+                text = f"Could not find version {version} of model {name}"
+                raise StatusError(Code.NOT_FOUND, text)
+            if not known:
+                text = f"Could not find any versions of model {name}"
+                raise StatusError(Code.NOT_FOUND, text)
+            chosen = sorted(known, reverse=True) if version is None else [version]
+            return [copy.copy(known[number]) for number in chosen]
+
+    def available(self) -> dict[str, list[int]]:
+        """Model name to the version numbers that answer, ascending."""
+        answering = {name: sorted(model.serving.servables) for name, model in self._models.items()}
+        return {name: numbers for name, numbers in answering.items() if numbers}
+
+    # Configuration.
+
+    def start(self, models: Mapping[str, ModelSettings]) -> None:
+        """Begins to watch and load; returns at once."""
+        with self._changed:
+            self._configure(models)
+            for name, settings in models.items():
+                self._models[name].set_labels(settings.labels)
+        self._watcher.start()
+
+    def reload(
+        self,
+        models: Mapping[str, ModelSettings],
+        timeout: float,
+        still_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Replaces the whole configuration and waits for models that are new.
+
+        Args:
+          models: What to serve from now on.
+          timeout: Seconds to wait for new models.
+          still_wanted: Asked once no other reload is under way; False drops
+            the order.
+
+        Raises:
+          StatusError: FAILED_PRECONDITION for a label on a version that is not
+            available (nothing else of the order is undone, as in TensorFlow
+            Serving), UNKNOWN if a new model does not come up,
+            DEADLINE_EXCEEDED if it takes too long.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._reloading.acquire(timeout=timeout):
+            raise StatusError(Code.DEADLINE_EXCEEDED, "Another reload is still waiting.")
+        try:
+            if not still_wanted():
+                return
+            with self._changed:
+                known = {name for name, model in self._models.items() if not model.removed}
+                # Labels move before the policy can unload what they leave, and
+                # in the same instant for requests: a rollback loses none.
+                for name in known & models.keys():
+                    if not self._models[name].unavailable(models[name].labels):
+                        self._models[name].set_labels(models[name].labels)
+                self._configure(models)
+            self._wake.set()
+            self._await_new([name for name in models if name not in known], deadline)
+            self._assign_labels(models)
+        finally:
+            self._reloading.release()
+
+    def _configure(self, models: Mapping[str, ModelSettings]) -> None:
+        for name in self._models.keys() - models.keys():
+            self._models[name].remove()
+        for name, settings in models.items():
+            if name in self._models:
+                self._models[name].configure(settings)
+            else:
+                # A new mapping: requests walk the old one without a lock.
+                model = Model(settings, self._loader, self._changed)
+                self._models = {**self._models, name: model}
+
+    def _await_new(self, names: list[str], deadline: float) -> None:
+        def waiting() -> list[str]:
+            models = ((name, self._models[name]) for name in names)
+            return [name for name, model in models if model.pending() or not model.aspired]
+
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not waiting() or self._stopping.is_set(), deadline - time.monotonic()
+            )
+            if late := waiting():
+                raise StatusError(
+                    Code.DEADLINE_EXCEEDED,
+                    f"{', '.join(late)} did not become available in time; check that base_path "
+                    "exists and holds a numbered SavedModel",
+                )
+            failed = [(name, item) for name in names for item in self._models[name].failures()]
+        if failed:
+            count = len({name for name, _ in failed})
+            errors = "".join(
+                f"{{{{name: {name} version: {item.number}}} due to error: {item.error}}}, "
+                for name, item in failed
+            )
+            raise StatusError(Code.UNKNOWN, f"{count} model(s) did not become available: {errors}")
+
+    def _assign_labels(self, models: Mapping[str, ModelSettings]) -> None:
+        with self._changed:
+            for name, settings in models.items():
+                if missing := self._models[name].unavailable(settings.labels):
+                    raise StatusError(
+                        Code.FAILED_PRECONDITION,
+                        f"Request to assign label to version {missing[0]} of model {name}, which "
+                        "is not currently available for inference",
+                    )
+            for name, settings in models.items():
+                self._models[name].set_labels(settings.labels)
+
+    # Waiting and watching.
+
+    def wait_until_available(self, name: str, timeout: float | None = None) -> bool:
+        """Waits until a model answers, under every label, or until all its versions failed.
+
+        A label whose version failed to load is not waited for.
+
+        Args:
+          name: A configured model.
+          timeout: Seconds; None waits as long as it takes.
+
+        Returns:
+          Whether it answers.
+        """
+
+        def settled() -> bool:
+            model = self._models[name]
+            if model.serving.servables:
+                return not model.label_pending()
+            return not model.pending()
+
+        self.wait_for(settled, timeout)
+        return bool(self._models[name].serving.servables)
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Waits for a condition, looked at again after every state change."""
+        with self._changed:
+            return self._changed.wait_for(condition, timeout)
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            for model in list(self._models.values()):
+                try:
+                    model.look()
+                except Exception:
+                    _log.exception("looking for versions failed; trying again")
+            self._wake.wait(self._poll_interval)
+            self._wake.clear()
+
+    def stop(self) -> None:
+        """Stops watching and closes every version once its users are done."""
+        self._stopping.set()
+        self._wake.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        self._loader.stop()
+        with self._changed:
+            for model in self._models.values():
+                model.drop()

@@ -1,0 +1,377 @@
+"""The REST API and the metrics page, on Tornado's HTTP server.
+
+Paths, forms and texts are TensorFlow Serving's (http_rest_api_handler.cc,
+http_rest_api_util.cc, http_server.cc).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import errno
+import json
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+import zlib
+from typing import Any, NamedTuple
+
+from google.protobuf import json_format
+from tornado import httpserver, httputil, iostream, netutil
+
+from serving import protos
+from serving.errors import InputError, ServerStartError
+from serving.standin import json_form, metrics
+from serving.standin.answers import Answers, select_outputs
+from serving.standin.metrics import Metrics
+from serving.standin.servable import DEFAULT_SIGNATURE
+from serving.standin.settings import ServerOptions
+from serving.standin.status import Code, StatusError, from_exception, invalid_argument
+
+_log = logging.getLogger(__name__)
+
+_VERSION = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
+_PREDICTION = re.compile(
+    rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>predict)", re.IGNORECASE | re.ASCII
+)
+_STATUS = re.compile(
+    rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?:/(?P<part>metadata))?",
+    re.IGNORECASE | re.ASCII,
+)
+_API = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
+_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
+_METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_REASONS = {499: "Client Closed Request", **httputil.responses}
+_INT64_MAX = 2**63 - 1
+
+
+class Answer(NamedTuple):
+    """What goes back over HTTP."""
+
+    status: int
+    kind: str
+    body: str
+
+
+class RestApi:
+    """What each path answers, without the network.
+
+    Args:
+      answers: Answers.
+      server_metrics: Counts, and is shown.
+      options: Limits.
+    """
+
+    def __init__(self, answers: Answers, server_metrics: Metrics, options: ServerOptions) -> None:
+        self._answers = answers
+        self._metrics = server_metrics
+        self._options = options
+
+    def answer(self, method: str, path: str, body: bytes, zipped: bool) -> Answer:
+        """Answers one request.
+
+        Args:
+          method: The HTTP verb.
+          path: With the query string, which no path of the API has.
+          body: As it was sent.
+          zipped: Whether that is gzip.
+        """
+        if method not in _METHODS:
+            return _html(501)
+        if path == metrics.PATH and method in ("GET", "HEAD"):
+            return Answer(200, "text/plain; charset=utf-8", self._metrics.render())
+        if _BAD_ESCAPE.search(path):
+            return _html(400)
+        if not _API.fullmatch(path):
+            return _html(404)
+        try:
+            if method == "POST" and (match := _PREDICTION.fullmatch(path)):
+                return _json(200, self._counted(match, body, zipped))
+            if method == "GET" and (match := _STATUS.fullmatch(path)):
+                return _json(200, self._describe(match))
+            raise invalid_argument(f"Malformed request: {method} {path}")
+        except _NoBodyError:
+            return _json(400, "")
+        except Exception as error:
+            status = from_exception(error)
+            if status.code is Code.INTERNAL:
+                _log.warning("REST %s: %s", path[:200], status.one_line)
+            return refusal(status)
+
+    def _counted(self, match: re.Match[str], body: bytes, zipped: bool) -> str:
+        started = time.monotonic()
+        status = Code.OK
+        try:
+            if zipped:
+                body = _unzipped(body, self._options.max_message_bytes)
+            return self._predict(match, body, started + self._options.rest_timeout)
+        except Exception as error:
+            status = from_exception(error).code
+            raise
+        finally:
+            elapsed = (time.monotonic() - started) * 1e6
+            name = urllib.parse.unquote(match["name"], errors="replace")
+            self._metrics.count_request(name, status.name, "REST", elapsed)
+
+    def _predict(self, match: re.Match[str], body: bytes, deadline: float) -> str:
+        spec = _model_spec(match)
+        document = json_form.parse(body)
+        key = json_form.signature_name(document) or DEFAULT_SIGNATURE
+        if match["method"] != "predict":
+            # ":PREDICT" matches the path and is no method, as upstream.
+            raise invalid_argument(f"Malformed request: POST {match.string}")
+        servable = self._answers.acquire(spec)
+        try:
+            signature = servable.signatures.get(key)
+            if signature is None:
+                raise invalid_argument(
+                    f'Serving signature name: "{key}" not found in signature def'
+                )
+            if not signature.inputs:
+                raise invalid_argument(f"Failed to get input map for signature: {key}")
+            inputs, by_row = json_form.to_inputs(document, signature.inputs)
+            aliases = select_outputs(signature, ())
+            outputs = self._answers.run(servable, signature, inputs, aliases, deadline)
+            return json_form.from_outputs(dict(zip(aliases, outputs, strict=True)), by_row)
+        finally:
+            servable.release()
+
+    def _describe(self, match: re.Match[str]) -> str:
+        if not match["name"]:
+            raise invalid_argument("Missing model name in request.")
+        spec = _model_spec(match)
+        if not match["part"]:
+            request = protos.GetModelStatusRequest(model_spec=spec)
+            return _message_json(self._answers.status(request)) + "\n"
+        request = protos.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+        response = self._answers.metadata(request)
+        packed = response.metadata["signature_def"].value
+        definitions = _message_json(protos.SignatureDefMap.FromString(packed))
+        spec = _message_json(response.model_spec)
+        return f'{{\n"model_spec":{spec},\n"metadata": {{"signature_def": {definitions}}}\n}}\n'
+
+
+class _NoBodyError(Exception):
+    """A version beyond 64 bits, which upstream answers with 400 and no body."""
+
+
+def refusal(status: StatusError) -> Answer:
+    """The answer to a request that ended with a status other than OK."""
+    text = json.dumps(status.message, ensure_ascii=False)
+    return _json(status.http_status, f'{{\n    "error": {text}\n}}')
+
+
+def _json(status: int, body: str) -> Answer:
+    return Answer(status, "application/json", body)
+
+
+def _html(status: int) -> Answer:
+    reason = _REASONS[status]
+    head = f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD>"
+    return Answer(status, "text/html", f"{head}<BODY>\n<H1>{reason}</H1>\n</BODY></HTML>")
+
+
+def _unzipped(body: bytes, limit: int) -> bytes:
+    """Unpacks a gzip body, whole and no larger than ``limit`` bytes."""
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        data = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise invalid_argument(f"The body is no gzip: {error}") from None
+    if len(data) > limit:
+        raise invalid_argument(f"The body is larger than {limit} bytes when unpacked")
+    if not unpacker.eof or unpacker.unused_data:
+        raise invalid_argument("The gzip body is cut off or has something behind its end")
+    return data
+
+
+def _model_spec(match: re.Match[str]) -> Any:
+    spec = protos.ModelSpec(name=urllib.parse.unquote(match["name"], errors="replace"))
+    if match["version"]:
+        # int() refuses thousands of digits in another way.
+        version = int(match["version"]) if len(match["version"]) < 30 else _INT64_MAX + 1
+        if version > _INT64_MAX:
+            raise _NoBodyError
+        spec.version.value = version
+    elif match["label"]:
+        spec.version_label = urllib.parse.unquote(match["label"], errors="replace")
+    return spec
+
+
+def _message_json(message: Any) -> str:
+    def write(**every_field: bool) -> str:
+        return json_format.MessageToJson(
+            message,
+            preserving_proto_field_name=True,
+            indent=1,
+            descriptor_pool=protos.pool(),
+            **every_field,
+        )
+
+    try:
+        return write(always_print_fields_with_no_presence=True)
+    except TypeError:  # its name before protobuf 5
+        return write(including_default_value_fields=True)
+
+
+class RestServer:
+    """Answers HTTP in a thread of its own; graphs run in a pool beside it.
+
+    Args:
+      api: What to answer.
+      options: Address, limits and certificates.
+    """
+
+    def __init__(self, api: RestApi, options: ServerOptions) -> None:
+        self._api = api
+        self._options = options
+        self._workers = concurrent.futures.ThreadPoolExecutor(16, "rest")
+        self._loop = asyncio.new_event_loop()
+        self._server: _LimitedServer | None = None
+        self._active = 0
+        self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
+
+    def start(self) -> int:
+        """Binds and answers.
+
+        Returns:
+          The port.
+
+        Raises:
+          ServerStartError: The port is taken.
+          InputError: Unusable certificates.
+        """
+        options = self._options
+        tls = self._ssl_context()
+        port = options.rest_port or 0
+        try:
+            family = socket.AF_INET6 if ":" in options.host else socket.AF_UNSPEC
+            sockets = netutil.bind_sockets(port, options.host, family=family, backlog=1024)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            raise ServerStartError(
+                f"cannot listen on {options.host}:{port}: "
+                f"{'the port is taken' if taken else error.strerror or error}; choose another "
+                "with --rest-port"
+            ) from None
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(sockets, tls), self._loop).result()
+        return int(sockets[0].getsockname()[1])
+
+    def stop(self, grace: float) -> None:
+        """Takes no new connections, lets requests under way finish, closes all.
+
+        Args:
+          grace: Seconds for requests under way.
+        """
+        if self._server is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._drain(self._server, grace), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._workers.shutdown(wait=True)
+
+    def _ssl_context(self) -> ssl.SSLContext | None:
+        tls = self._options.tls
+        if tls is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(tls.certificate, tls.key)
+            if tls.client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(tls.client_ca)
+        except OSError as error:  # SSLError is one
+            raise InputError(f"cannot use the certificates: {error}") from None
+        return context
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    async def _listen(self, sockets: list[socket.socket], tls: ssl.SSLContext | None) -> None:
+        options = self._options
+        self._server = _LimitedServer(
+            self._accept,
+            max_body_size=options.max_message_bytes,
+            max_header_size=64 * 1024,
+            chunk_size=64 * 1024,
+            idle_connection_timeout=options.io_timeout,
+            body_timeout=options.io_timeout,
+            ssl_options=tls,
+        )
+        self._server.limit = options.max_connections
+        self._server.add_sockets(sockets)
+
+    async def _drain(self, server: _LimitedServer, grace: float) -> None:
+        server.stop()
+        end = time.monotonic() + grace
+        while self._active and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        await server.close_all_connections()
+
+    def _accept(self, request: httputil.HTTPServerRequest) -> None:
+        self._active += 1
+        asyncio.ensure_future(self._respond(request)).add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._active -= 1
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, iostream.StreamClosedError):
+            _log.warning("REST: %s: %s", type(error).__name__, " ".join(str(error).split()))
+
+    async def _respond(self, request: httputil.HTTPServerRequest) -> None:
+        connection = request.connection
+        assert connection is not None
+        status, kind, body = await self._answer(request)
+        # Half of a surrogate pair may come back in an error: it has no bytes.
+        payload = body.encode(errors="replace")
+        headers = httputil.HTTPHeaders({"Content-Type": kind, "Content-Length": str(len(payload))})
+        start = httputil.ResponseStartLine("", status, _REASONS.get(status, "Unknown"))
+        if request.method == "HEAD":
+            payload = b""
+        await connection.write_headers(start, headers, payload)
+        connection.finish()
+
+    async def _answer(self, request: httputil.HTTPServerRequest) -> Answer:
+        zipped = request.headers.get("Content-Encoding", "").lower() == "gzip"
+        work = self._loop.run_in_executor(
+            self._workers,
+            self._api.answer,
+            request.method or "",
+            request.uri or "/",
+            request.body,
+            zipped,
+        )
+        try:
+            # Nothing can stop the work; its answer goes nowhere then.
+            return await asyncio.wait_for(asyncio.shield(work), self._options.rest_timeout)
+        except asyncio.TimeoutError:
+            late = StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for the model")
+            return refusal(late)
+
+
+class _LimitedServer(httpserver.HTTPServer):
+    """Holds no more connections than it can afford."""
+
+    limit = 2048
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._complained = 0.0
+
+    def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
+        if len(self._connections) < self.limit:
+            super().handle_stream(stream, address)
+            return
+        stream.close()
+        now = time.monotonic()
+        if now - self._complained > 1.0:
+            self._complained = now
+            _log.warning("REST: more than %d connections; closing new ones", self.limit)
