@@ -43,7 +43,7 @@ from components.verdict_gate import VerdictGate
 from pipeline import code_digest, history
 from pipeline.beam_options import beam_args
 from pipeline.config import PipelineConfig
-from trainer.job import CustomConfig
+from trainer.job import CustomConfig, TunerOptions
 
 GOLDEN_GEN = "GoldenExampleGen"
 # Parameter of every component: which code it runs.
@@ -178,17 +178,35 @@ def pca_reference(examples: BaseNode, *, after: BaseNode) -> BaseComponent:
 
 
 def tuner(
-    config: PipelineConfig, examples: BaseNode, transform: BaseNode, schema: BaseNode
+    config: PipelineConfig,
+    examples: BaseNode,
+    transform: BaseNode,
+    schema: BaseNode,
+    *,
+    base: BaseNode | None = None,
 ) -> Tuner | None:
-    """The search for better hyper-parameters, where it is wanted."""
+    """The search for better hyper-parameters, where it is wanted.
+
+    Args:
+      config: How to search.
+      examples: To train on.
+      transform: The graph in front of the model.
+      schema: Of the examples.
+      base: Finds the model to start from; its architecture is kept.
+    """
     if not config.tuner.enabled:
         return None
+    options = config.training_options()
+    search = TunerOptions(
+        trials=config.tuner.trials, epochs=config.tuner.epochs or max(1, options.epochs // 5)
+    )
     return Tuner(
         tuner_fn="trainer.tuner_fn.tuner_fn",
         examples=_examples(examples),
         transform_graph=transform.outputs["transform_graph"],
         schema=schema.outputs["schema"],
-        custom_config={**trainer_config(config), "tuner": tuner_config(config)},
+        base_model=base.outputs[baseline.MODEL] if base else None,
+        custom_config=_custom_config(config, warm=base is not None, tuner=search),
     )
 
 
@@ -216,11 +234,6 @@ def trainer(
         ``trainer.run_fn.run_fn``.
       span_key: The span that the model is trained for, as "N.V".
     """
-    custom_config = trainer_config(config)
-    if base is not None:
-        custom_config["warm"] = config.warm_options()
-    if workers:
-        custom_config["workers"] = workers
     node = Trainer(
         run_fn="trainer.run_fn.run_fn",
         examples=_examples(examples),
@@ -228,7 +241,7 @@ def trainer(
         schema=schema.outputs["schema"],
         hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
         base_model=base.outputs[baseline.MODEL] if base else None,
-        custom_config=custom_config,
+        custom_config=_custom_config(config, warm=base is not None, workers=workers),
     )
     stamp(node.outputs["model"], **{baseline.SERVABLE_PROPERTY: config.servable})
     if span_key is not None:
@@ -428,27 +441,12 @@ def span_gate(
     )
 
 
-# What nodes are told, as plain data.
+# What the nodes are told.
 
 
 def serving_dir(config: PipelineConfig) -> str:
     """The folder above the servables."""
     return os.path.abspath(config.pusher.dir or os.path.join(config.root, "serving"))
-
-
-def trainer_config(config: PipelineConfig) -> dict[str, Any]:
-    """The Trainer's ``custom_config``: plain data, part of its cache key."""
-    return CustomConfig(
-        model=config.model,
-        options=config.training_options(),
-        facts={"servable": config.servable},
-    ).to_dict()
-
-
-def tuner_config(config: PipelineConfig) -> dict[str, int]:
-    """The Tuner's trials and their epochs."""
-    epochs = config.tuner.epochs or max(1, config.training_options().epochs // 5)
-    return {"trials": config.tuner.trials, "epochs": epochs}
 
 
 def reported_config(config: PipelineConfig) -> dict[str, Any]:
@@ -464,6 +462,17 @@ def reported_config(config: PipelineConfig) -> dict[str, Any]:
 def stamp(channel: BaseChannel, **properties: str) -> None:
     """Gives the artifacts of a channel custom properties; they count for the cache."""
     channel.additional_custom_properties = {**channel.additional_custom_properties, **properties}
+
+
+def _custom_config(config: PipelineConfig, *, warm: bool, **special: Any) -> dict[str, Any]:
+    """What the Trainer and the Tuner are told; part of their cache keys."""
+    return CustomConfig(
+        model=config.model,
+        options=config.training_options(),
+        facts={"servable": config.servable},
+        warm=config.warm_options() if warm else {},
+        **special,
+    ).to_dict()
 
 
 def _examples(node: BaseNode) -> BaseChannel:

@@ -51,7 +51,7 @@ def run_fn(fn_args: Any) -> None:
         checkpoint_root=os.path.join(output_root, "checkpoints"),
     )
     if fn_args.hyperparameters:
-        job = job.tuned(fn_args.hyperparameters["values"])
+        job = warm_start.with_trained_form(job).tuned(fn_args.hyperparameters["values"])
     if config.workers:
         module, _, function = config.workers["launcher"].partition(":")
         getattr(importlib.import_module(module), function)(job, config.workers)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import keras_tuner
 
-from trainer import run_fn
+from trainer import run_fn, warm_start
 from trainer.job import LEARNING_RATE, CustomConfig, TrainingJob
 
 # Times the catalogue's learning rate.
@@ -73,11 +73,13 @@ class TrainingTuner(keras_tuner.Tuner):
 def search_space(job: TrainingJob) -> keras_tuner.HyperParameters:
     """The model's declared choices, and the learning rate around its default.
 
-    Choices are JSON, so that a tuple can be one.
+    Choices are JSON, so that a tuple can be one. A training that starts from a
+    trained model keeps its architecture: only the learning rate is searched.
     """
     space = keras_tuner.HyperParameters()
-    for name, values in job.model.spec.search_space.items():
-        space.Choice(name, [json.dumps(value) for value in values])
+    if not job.base_model:
+        for name, values in job.model.spec.search_space.items():
+            space.Choice(name, [json.dumps(value) for value in values])
     low, high = (factor * job.options.learning_rate for factor in _RATE_RANGE)
     space.Float(LEARNING_RATE, low, high, sampling="log", default=job.options.learning_rate)
     return space
@@ -97,6 +99,8 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
         model_dir="",
         log_dir=os.path.join(fn_args.working_dir, "trials"),
         checkpoint_root="",
+        base_model=fn_args.base_model or "",
     )
+    job = warm_start.with_trained_form(job)
     job = job.replaced(options=job.options.replaced(epochs=config.tuner.epochs), facts={})
     return TunerFnResult(TrainingTuner(job, config.tuner.trials, fn_args.working_dir), {})

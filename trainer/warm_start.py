@@ -15,7 +15,9 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from serving import contract
 from serving.errors import Error
+from trainer.job import TrainingJob
 from trainer.models.base import Autoencoder
 
 _logger = logging.getLogger(__name__)
@@ -51,6 +53,26 @@ def save(model: Autoencoder, name: str, model_dir: str) -> None:
     tf.io.gfile.makedirs(os.path.dirname(path))
     with tf.io.gfile.GFile(path, "wb") as f:
         f.write(buffer.getvalue())
+
+
+def with_trained_form(job: TrainingJob) -> TrainingJob:
+    """The job with what a tuner had chosen for the model that the training starts from.
+
+    Without it, the first training after a tuned one would find another
+    architecture than the configuration's.
+
+    Args:
+      job: Unchanged where it starts afresh, or from another model.
+    """
+    if not job.base_model:
+        return job
+    with tf.io.gfile.GFile(os.path.join(job.base_model, contract.METADATA_FILE)) as f:
+        metadata = json.load(f)
+    if metadata["name"] != job.model.name:
+        return job
+    tuned = {name: metadata["hyperparameters"][name] for name in job.model.spec.search_space}
+    hyperparameters = job.model.hyperparameters.replaced(**tuned)
+    return job.replaced(model=job.model.replaced(hyperparameters=hyperparameters))
 
 
 def restore(model: Autoencoder, name: str, base_model_dir: str) -> int:

@@ -94,7 +94,7 @@ def create_continuous_pipeline(
     transform = nodes.transform(chosen, schema)
     reference = nodes.pca_reference(span, after=verdict)
     base = None if run.cold else serving
-    tuner = nodes.tuner(config, chosen, transform, schema)
+    tuner = nodes.tuner(config, chosen, transform, schema, base=base)
     trainer = nodes.trainer(
         config,
         chosen,

@@ -2,12 +2,14 @@ import json
 
 import pytest
 
+from serving import contract
 from trainer import run_fn, tuner_fn
 from trainer.models import get_model_spec
 
 
 class FnArgs:
-    def __init__(self, job, working_dir):
+    def __init__(self, job, working_dir, base_model=None):
+        self.base_model = base_model
         self.custom_config = {
             "model": job.model.model_dump(mode="json"),
             "options": {**job.options.model_dump(), "epochs": 50},
@@ -41,6 +43,28 @@ def test_the_best_of_the_trials_wins_and_reaches_the_training(make_job, tmp_path
     assert tuned.options.learning_rate == winner.options.learning_rate
     assert tuned.model == winner.model
     assert tuned.options.epochs == job.options.epochs
+
+
+def test_from_a_trained_model_only_the_learning_rate_is_searched(make_job, tmp_path):
+    """Else the second span of a tuned continuous run would find another architecture."""
+    (name, values), *_ = get_model_spec("simple").search_space.items()
+    other = next(v for v in values if v != getattr(get_model_spec("simple").hyperparameters, name))
+    trained = make_job("simple", name="trained", hyperparameters={name: other}, epochs=1)
+    run_fn.train(trained)
+    args = FnArgs(make_job("simple"), tmp_path / "work", base_model=trained.model_dir)
+    result = tuner_fn.tuner_fn(args)
+    result.tuner.search(**result.fit_kwargs)
+    best = json.loads(json.dumps(result.tuner.get_best_hyperparameters()[0].get_config()))
+    assert set(best["values"]) == {tuner_fn.LEARNING_RATE}
+    args.model_run_dir = str(tmp_path / "Trainer" / "model_run" / "1")
+    args.serving_model_dir = str(tmp_path / "Trainer" / "model" / "1" / "Format-Serving")
+    args.hyperparameters = best
+    run_fn.run_fn(args)
+    with open(f"{args.serving_model_dir}/{contract.METADATA_FILE}") as f:
+        facts = json.load(f)
+    assert facts["hyperparameters"][name] == other
+    assert facts["warm_start"]["restored"] > 0
+    assert facts["training"]["learning_rate"] == best["values"][tuner_fn.LEARNING_RATE]
 
 
 @pytest.mark.parametrize("model", ["best", "deep", "conv", "vae"])
