@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2
 
-from serving import protos
+from serving import protos, quiet
 from serving.standin.status import Code, StatusError, from_exception, invalid_argument
+
+tf = quiet.import_tensorflow()
+_CallableOptions = importlib.import_module("tensorflow.core.protobuf.config_pb2").CallableOptions
 
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
@@ -91,7 +93,7 @@ class Signature:
             raise _status(error) from None
 
     def _make_callable(self, aliases: tuple[str, ...]) -> Callable[..., list[Any]]:
-        options = config_pb2.CallableOptions()
+        options = _CallableOptions()
         options.feed.extend(info.name for info in self.inputs.values())
         options.fetch.extend(self.outputs[alias].name for alias in aliases)
         # Run the graph's nodes in the thread that asks: a hand-over to a pool
