@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Tests use the full MNIST that lies beside the checkout, where it does.
 TEST_ENV := MNIST_DATA_DIR="$${MNIST_DATA_DIR:-$(abspath $(wildcard ../shared/data/mnist))}"
 
-.PHONY: run test test-all lint format setup clean lock docs bench bench-models bench-serving bench-uses
+.PHONY: run test test-all test-fresh lint format setup clean lock docs bench bench-models bench-serving bench-uses
 
 run: setup
 	@$(BIN)/mnist-ae run $(ARGS)
@@ -19,6 +19,10 @@ test: setup
 
 test-all: setup
 	@$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+
+# The two commands on machines that have nothing else; as root, an hour. ARGS="debian-13" is one.
+test-fresh:
+	@tests/fresh/run.sh $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
