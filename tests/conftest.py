@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -116,3 +117,24 @@ def trained_run(tmp_path_factory, _cache_folder) -> TrainedRun:
     done = run_cli("run", *SHARED_RUN, "--root", str(root), "--json")
     assert done.returncode == 0, done.stderr
     return TrainedRun(root, json.loads(done.stdout), done.stderr)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> pathlib.Path:
+    """A folder with one version of each small model; copy from it, never into it."""
+    from tests.serving import models
+
+    folder = tmp_path_factory.mktemp("built")
+    models.write_conformance(folder / models.CONFORMANCE, 123)
+    models.write_autoencoder(folder / "autoencoder", 1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pushed(built, tmp_path_factory) -> pathlib.Path:
+    """A root with two pushed models, for reading only; the autoencoder is the newer one."""
+    folder = tmp_path_factory.mktemp("root")
+    for name, version in (("conformance", "1700000000"), ("autoencoder", "1700000009")):
+        [source] = (built / name).iterdir()
+        shutil.copytree(source, folder / "serving" / name / version)
+    return folder

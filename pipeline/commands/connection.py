@@ -110,5 +110,7 @@ _SAMPLING = (
         help="where they go; `watch` looks in the default",
     ),
 )
-# The function gets ``connection``: with it, a ReconstructionClient.
-asked = options.gathered("connection", client, *OPTIONS, *_SAMPLING)
+# The function gets ``connection``: with it, a ReconstructionClient. That of commands which send
+# images keeps some for retraining.
+asked = options.gathered("connection", client, *OPTIONS)
+asked_about_images = options.gathered("connection", client, *OPTIONS, *_SAMPLING)

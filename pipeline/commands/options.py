@@ -89,10 +89,11 @@ beam = click.option(
 
 
 def images(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument ``IMAGE...``; the function gets ``paths``."""
+    """The argument ``IMAGE...`` and what goes with it; the function gets ``paths``, ``invert``."""
     said = inspect.cleandoc(function.__doc__ or "")
     function.__doc__ = f"{said}\n\nIMAGE is a PNG, JPEG or IDX file (IDX may be gzipped)."
-    return click.argument("paths", nargs=-1, required=True, metavar="IMAGE...")(function)
+    argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGE...")
+    return argument(invert(function))
 
 
 invert = click.option(
@@ -129,14 +130,14 @@ def gathered(name: str, make: Callable[..., Any], *options: Decorator) -> Decora
 
     Args:
       name: The argument's name.
-      make: Makes it of the options, which are its parameters.
+      make: Makes it of the options, which are among its parameters.
       options: The options.
     """
     taken = tuple(inspect.signature(make).parameters)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def command(**values: Any) -> Any:
-            made = make(**{key: values.pop(key) for key in taken})
+            made = make(**{key: values.pop(key) for key in taken if key in values})
             return function(**{name: made}, **values)
 
         return together(*options)(functools.update_wrapper(command, function))

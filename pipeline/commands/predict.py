@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands import options
-from pipeline.commands.connection import asked
+from pipeline.commands.connection import asked, asked_about_images
 from pipeline.commands.group import command
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ _SHEET_LIMIT = 64
 
 @command()
 @options.images
-@options.invert
 @click.option("--out", metavar="DIR", help="where the PNGs go; none are written without it")
-@asked
+@asked_about_images
 def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Connection) -> None:
     """Reconstruct images; writes original and reconstruction side by side.
 
@@ -50,9 +49,8 @@ def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Co
 
 @command()
 @options.images
-@options.invert
 @click.option("--out", metavar="FILE.npy", help="write here instead of printing")
-@asked
+@asked_about_images
 def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Connection) -> None:
     """Print or write the codes of images."""
     import numpy as np
@@ -74,8 +72,7 @@ def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Con
 
 @command()
 @options.images
-@options.invert
-@asked
+@asked_about_images
 def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
     """Print the reconstruction error of images and whether they are anomalies.
 
@@ -91,8 +88,7 @@ def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
 
 @command()
 @options.images
-@options.invert
-@asked
+@asked_about_images
 def classify(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
     """Say which digits images show, for models that can."""
     files = _load(paths, invert)

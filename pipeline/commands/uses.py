@@ -20,7 +20,6 @@ _SHEET_LIMIT = 64
 
 @command()
 @options.images
-@options.invert
 @options.root
 @click.option("--k", type=options.COUNT, default=10, help="images to find")
 @click.option("--model", metavar="RUN|MODEL", show_default="the last run", help="by whose codes")
@@ -69,7 +68,6 @@ def search(
 
 @command()
 @options.images
-@options.invert
 @options.root
 @click.option("-o", "--out", required=True, metavar="FILE.npz", help="the file that is written")
 @click.option("--bits", type=options.Integer(1, 16), default=8, help="bits of each float of a code")

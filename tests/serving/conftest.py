@@ -21,15 +21,6 @@ from tests.serving import models
 StartServer = Callable[..., EmbeddedServer]
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with one version of each test model; copy from it, never into it."""
-    folder = tmp_path_factory.mktemp("built")
-    models.write_conformance(folder / models.CONFORMANCE, 123)
-    models.write_autoencoder(folder / "autoencoder", 1)
-    return folder
-
-
 @pytest.fixture
 def push(built: pathlib.Path) -> Callable[..., pathlib.Path]:
     """Publishes a version as a pusher does: copied aside, then renamed."""

@@ -22,7 +22,7 @@ import pytest
 from serving import contract, errors, protos
 from serving.standin.server import EmbeddedServer
 from serving.transport import Address, GrpcTransport
-from tests.serving.test_cli import Serve
+from tests.serving.process import Serve
 
 CLIENTS = 16
 MIB = 2**20

@@ -1,0 +1,121 @@
+"""``mnist-ae serve``, ``status`` and ``rollout`` as a person types them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from serving import locate
+from serving.transport import Address, GrpcTransport
+from tests.pipeline.commands.refusal import clear
+from tests.serving.process import REPOSITORY, Serve
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_serve_then_predict_in_processes(
+    pushed: pathlib.Path, picture: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with Serve(pushed, "--drain-seconds", "5") as serve:
+        assert any("backend: " in line for line in serve.lines)
+        assert "serving autoencoder, version 1700000009" in serve.lines
+        assert any(line.startswith("try: mnist-ae predict") for line in serve.lines)
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", "predict", str(picture), "--target",
+             serve.target, "--model", "autoencoder", "--out", str(tmp_path / "out")],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "out" / "some_reconstruction.png").exists()
+        serve.process.send_signal(signal.SIGTERM)
+        assert serve.process.wait(20) == 0
+        assert serve.process.stdout is not None
+        assert serve.process.stdout.read().strip().endswith("stopped")
+
+
+@pytest.mark.e2e
+def test_killed_and_started_again_it_serves_the_same_version(
+    built: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    from serving.rollout import ConfigFile, Rollout
+
+    folder = tmp_path / "serving" / "autoencoder"
+    for version in ("1", "2"):
+        shutil.copytree(built / "autoencoder" / "1", folder / version)
+    rollout = Rollout(
+        locate.find("autoencoder", tmp_path), ConfigFile(locate.config_path(tmp_path))
+    )
+    rollout.canary(2)  # stable stays 1
+    port = 0
+    for _ in range(2):
+        with Serve(tmp_path, port=port) as serve:
+            port = int(serve.target.rpartition(":")[2])
+            for label, version in (("stable", 1), ("canary", 2)):
+                transport = GrpcTransport(Address(serve.target, "autoencoder", label=label))
+                transport.predict("generate", {"seed": np.arange(2)}, ("images",))
+                response = transport.predict_serialised(
+                    transport.request("generate", {"seed": np.arange(2)}, ("images",))
+                )
+                from serving import protos
+
+                answer = protos.PredictResponse.FromString(response)
+                assert answer.model_spec.version.value == version
+                transport.close()
+            serve.process.kill()
+            serve.process.wait()
+
+
+def test_what_cannot_be_served(run: Run, pushed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert run("serve", "--port", "99999")[0] == 2
+    clear(2, run("serve", tmp_path / "nowhere", "--backend", "embedded"), "no model")
+    (tmp_path / "empty").mkdir()
+    clear(2, run("serve", tmp_path / "empty", "--backend", "embedded"), "no numbered SavedModel")
+    clear(2, run("serve", "--backend", "embedded", "--tls-cert", "x"), "--tls-key")
+    clear(
+        2,
+        run("serve", "--backend", "embedded", "--batching", tmp_path / "x"),
+        "for TensorFlow Serving",
+    )
+
+
+def test_serve_says_when_a_port_is_taken(run: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", "--backend", "embedded", "--port", port, "--rest-port", 0)
+    assert code == 3
+    assert f"mnist-ae: error: cannot listen on 127.0.0.1:{port}: the port is taken" in err
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    program = (
+        "import sys; from pipeline import cli\n"
+        "cli.main(['serve', '--help'])\n"
+        "bad = {'numpy', 'tensorflow', 'grpc', 'google.protobuf'} & set(sys.modules)\n"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MODEL_OR_FOLDER" in done.stdout
+
+
+def test_a_backend_that_dies_is_an_error(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    path = tmp_path / "tensorflow_model_server"
+    path.write_text("#!/bin/sh\nexit 7\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    clear(3, run("serve", "--backend", "binary", "--port", "1"), "ended by itself with code 7")

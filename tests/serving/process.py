@@ -1,0 +1,39 @@
+"""``mnist-ae serve`` as a process, for tests that stop, kill and load it."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Serve:
+    """``mnist-ae serve`` as a process, up when entered."""
+
+    def __init__(self, root: pathlib.Path, *arguments: str, port: int = 0) -> None:
+        self._command = [
+            sys.executable, "-m", "pipeline.cli", "serve", "--root", str(root), "--backend",
+            "embedded", "--port", str(port), "--rest-port", "0", *arguments,
+        ]  # fmt: skip
+        self.lines: list[str] = []
+        self.target = ""
+
+    def __enter__(self) -> Serve:
+        self.process = subprocess.Popen(
+            self._command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.strip())
+            if line.split()[:1] == ["gRPC"]:
+                self.target = line.split()[1]
+            if line.strip() == "ready":
+                return self
+        assert self.process.stderr is not None
+        raise AssertionError(self.process.stderr.read())
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
