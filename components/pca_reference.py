@@ -36,6 +36,12 @@ class PcaReferenceArtifact(Artifact):
     PROPERTIES: ClassVar = {"span": Property(type=PropertyType.INT)}
 
 
+def read_reference(uri: str) -> dict[str, np.ndarray]:
+    """The arrays of a PcaReference."""
+    with fileio.open(os.path.join(uri, PCA_FILE), "rb") as f:
+        return dict(np.load(io.BytesIO(f.read())))
+
+
 def batches(split_uri: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields images float32 [<=5000, 784] in [0, 1] and labels int64 of a split."""
     files = sorted(fileio.glob(os.path.join(split_uri, "*.gz")))

@@ -1,7 +1,6 @@
 """ImageIndex: codes of every image by batch inference, and what they are good for."""
 
 # No postponed annotations here: @component reads them.
-import io
 import json
 import os
 import time
@@ -24,7 +23,7 @@ from components import features, inference
 from components.columns import PREDICTED, read_columns
 from components.image_index import anomalies, neighbours
 from components.mnist_example_gen.slices import open_remote
-from components.pca_reference import PCA_FILE, PcaReferenceArtifact
+from components.pca_reference import PcaReferenceArtifact, read_reference
 from serving import contract
 
 METRICS_FILE = "code_metrics.json"
@@ -103,9 +102,8 @@ def ImageIndex(  # noqa: N802: components are named like classes
     with beam_pipeline as p:
         _ = p | beam.Create(shards) | inference.WriteShards(model_path)
     index.split_names = artifact_utils.encode_split_names(splits)
-    with fileio.open(os.path.join(reference.uri, PCA_FILE), "rb") as f:
-        pca = np.load(io.BytesIO(f.read()))
-        figures = measure(index.uri, model_path, pca["mean"], pca["components"])
+    pca = read_reference(reference.uri)
+    figures = measure(index.uri, model_path, pca["mean"], pca["components"])
     figures["seconds"] = time.monotonic() - started
     fileio.makedirs(metrics.uri)
     io_utils.write_string_file(

@@ -1,7 +1,6 @@
 """RunReport: what a run found, as figures and as a page for people."""
 
 # No postponed annotations here: @component reads them.
-import io
 import json
 import os
 from typing import Any, ClassVar
@@ -27,19 +26,22 @@ from components.image_index.component import (
     read_split,
 )
 from components.mnist_example_gen import executor as example_gen
-from components.pca_reference import PCA_FILE, PcaReferenceArtifact
-from components.report import page, sections
+from components.pca_reference import PcaReferenceArtifact, read_reference
+from components.report import page
+from components.report.blocks import Figure, Strips
+from components.report.data import ExportedModel, Material
+from components.report.sections import build
+from components.report.summary import leaderboard_figures, versions
 from components.serving_validator import component as serving_validator
-from serving import contract
 
 SUMMARY_FILE = "summary.json"
 PAGE_FILE = "report.html"
 CARD_FILE = "model_card.md"
+PICTURES_FOLDER = "pictures"
 # Custom property of a RunReport: what leaderboard_figures gives, as JSON.
 FIGURES_PROPERTY = "figures"
-PICTURES_FOLDER = "pictures"
 
-# Of a float in a compressed code; as many as `mnist-ae compress` takes by default.
+# Bits of a float in a compressed code; as many as `mnist-ae compress` takes by default.
 CODE_BITS = 8
 
 
@@ -79,46 +81,18 @@ def RunReport(  # noqa: N802: components are named like classes
     model_path = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
     metadata = inference.read_metadata(model_path)
     training = results.read_json(model_run.uri, results.TRAINING_FILE)
-    with fileio.open(os.path.join(reference.uri, PCA_FILE), "rb") as f:
-        pca = np.load(io.BytesIO(f.read()))
-        size = min(metadata["code_size"], features.IMAGE_BYTES)
-        pca_mse = float(pca["mse"][size])
-        pca_by_label = {
-            str(digit): float(value)
-            for digit, value in enumerate(pca["mse_by_label"][:, size])
-            if np.isfinite(value)
-        }
-    candidate = results.load_metrics(evaluation.uri, evaluation_config.CANDIDATE)
-    if not candidate:
-        raise RuntimeError(f"no evaluation of the candidate in {evaluation.uri}")
-    baseline = results.load_metrics(evaluation.uri, evaluation_config.BASELINE)
     serving = results.read_json(infra_blessing.uri, serving_validator.REPORT_FILE)
     of_codes = results.read_json(code_metrics.uri, METRICS_FILE)
-    blessed = model_utils.is_model_blessed(blessing) and model_utils.is_infra_validated(
-        infra_blessing
-    )
+    passed = model_utils.is_model_blessed(blessing), model_utils.is_infra_validated(infra_blessing)
     summary = {
         "model": model_name,
         "servable": servable,
-        "dataset": {
-            "name": examples.get_string_custom_property(example_gen.DATASET_PROPERTY),
-            "digest": examples.get_string_custom_property(example_gen.DIGEST_PROPERTY),
-            **{
-                split: examples.get_int_custom_property(
-                    example_gen.COUNT_PROPERTY.format(split=split)
-                )
-                for split in (features.TRAIN_SPLIT, features.EVAL_SPLIT)
-            },
-        },
+        "dataset": _dataset(examples),
         "metrics": {
-            **candidate,
-            "pca_mse": pca_mse,
-            "pca_mse_by_label": pca_by_label,
-            "baseline": baseline.get("overall"),
-            "baseline_by_label": baseline.get("by_label"),
+            **_losses(evaluation.uri, reference.uri, metadata["code_size"]),
             **{key: of_codes[key] for key in ("search", "anomaly", "classification", "code")},
         },
-        "blessed": blessed,
+        "blessed": all(passed),
         "refusals": [*results.refusals(evaluation.uri), *serving["problems"]],
         "code_size": metadata["code_size"],
         "bits_per_pixel": metadata["code_size"] * CODE_BITS / features.IMAGE_BYTES,
@@ -131,9 +105,18 @@ def RunReport(  # noqa: N802: components are named like classes
             "image index and its figures": of_codes["seconds"],
             "serving validation": serving["seconds"],
         },
-        "versions": page.versions(),
+        "versions": versions(),
         "configuration": json.loads(configuration),
     }
+    material = Material(
+        summary=summary,
+        metadata=metadata,
+        training=training,
+        model=ExportedModel(model_path),
+        evaluation=read_split(index.uri, features.EVAL_SPLIT, *EXAMINED_COLUMNS),
+        train=read_split(index.uri, features.TRAIN_SPLIT, *INDEXED_COLUMNS),
+        held_out=read_split(index.uri, features.HELD_OUT_SPLIT, *EXAMINED_COLUMNS),
+    )
     inputs = {
         "examples": examples,
         "PCA reference": reference,
@@ -145,17 +128,8 @@ def RunReport(  # noqa: N802: components are named like classes
         "image index": index,
         "code metrics": code_metrics,
     }
-    material = sections.Material(
-        summary=summary,
-        metadata=metadata,
-        training=training,
-        model=sections.Model(model_path),
-        evaluation=read_split(index.uri, features.EVAL_SPLIT, *EXAMINED_COLUMNS),
-        train=read_split(index.uri, features.TRAIN_SPLIT, *INDEXED_COLUMNS),
-        held_out=read_split(index.uri, features.HELD_OUT_SPLIT, *EXAMINED_COLUMNS),
-    )
     lineage = [
-        page.Artifact(name, artifact.type_name, artifact.id, artifact.uri)
+        page.Origin(name, artifact.type_name, artifact.id, artifact.uri)
         for name, artifact in inputs.items()
     ]
     _write(report.uri, material, lineage)
@@ -167,54 +141,59 @@ def RunReport(  # noqa: N802: components are named like classes
     report.set_string_custom_property("model", model_name)
     report.set_string_custom_property("servable", servable)
     report.set_string_custom_property("dataset", summary["dataset"]["name"])
-    report.set_int_custom_property("blessed", int(blessed))
+    report.set_int_custom_property("blessed", int(summary["blessed"]))
 
 
-def leaderboard_figures(summary: dict[str, Any]) -> dict[str, float | int]:
-    """The figures by which runs are compared.
-
-    What a run does not have, such as losses by digit without labels, is left out.
-    """
-    metrics = summary["metrics"]
-    found: dict[str, float | int | None] = {
-        "mse": metrics["overall"][contract.MSE],
-        "bce": metrics["overall"][contract.BCE],
-        "pca_mse": metrics["pca_mse"],
-        "auroc": metrics["anomaly"]["auroc"],
-        "aupr": metrics["anomaly"]["aupr"],
-        "code_size": summary["code_size"],
-        "bits_per_pixel": summary["bits_per_pixel"],
-        "parameters": summary["parameters"],
-        "model_bytes": summary["model_bytes"],
-        "training_seconds": summary["training"]["seconds"],
-        "latency_ms": summary["latency_ms"],
+def _dataset(examples: Artifact) -> dict[str, Any]:
+    counts = {
+        split: examples.get_int_custom_property(example_gen.COUNT_PROPERTY.format(split=split))
+        for split in (features.TRAIN_SPLIT, features.EVAL_SPLIT)
     }
-    if worst := page.worst_digit(metrics["by_label"]):
-        found |= {"worst_digit": int(worst[0]), "worst_mse": worst[1]}
-    if search := metrics["search"]:
-        found |= {key: search[key] for key in ("precision_at_10", "knn_accuracy")}
-    if classification := metrics["classification"]:
-        found["accuracy"] = classification["accuracy"]
-    return {key: value for key, value in found.items() if value is not None}
+    return {
+        "name": examples.get_string_custom_property(example_gen.DATASET_PROPERTY),
+        "digest": examples.get_string_custom_property(example_gen.DIGEST_PROPERTY),
+        **counts,
+    }
 
 
-def _write(uri: str, material: sections.Material, lineage: list[page.Artifact]) -> None:
+def _losses(evaluation_uri: str, reference_uri: str, code_size: int) -> dict[str, Any]:
+    """The losses of the candidate, of PCA with as many components, of the baseline."""
+    candidate = results.load_metrics(evaluation_uri, evaluation_config.CANDIDATE)
+    if not candidate:
+        raise RuntimeError(f"no evaluation of the candidate in {evaluation_uri}")
+    baseline = results.load_metrics(evaluation_uri, evaluation_config.BASELINE)
+    pca = read_reference(reference_uri)
+    components = min(code_size, features.IMAGE_BYTES)
+    return {
+        **candidate,
+        "pca_mse": float(pca["mse"][components]),
+        "pca_mse_by_label": {
+            str(digit): float(value)
+            for digit, value in enumerate(pca["mse_by_label"][:, components])
+            if np.isfinite(value)
+        },
+        "baseline": baseline.get("overall"),
+        "baseline_by_label": baseline.get("by_label"),
+    }
+
+
+def _write(uri: str, material: Material, lineage: list[page.Origin]) -> None:
     summary = material.summary
-    shown = sections.build(material)
-    card = page.model_card(summary, material.metadata)
+    shown = build(material)
     fileio.makedirs(os.path.join(uri, PICTURES_FOLDER))
     for section in shown:
         for block in section.blocks:
-            if png := page.png_of(block):
-                name = f"{block.name}.png"  # type: ignore[union-attr]
-                with fileio.open(os.path.join(uri, PICTURES_FOLDER, name), "wb") as f:
-                    f.write(png)
-    html = page.render(shown, summary, material.metadata, card, lineage)
-    for name, text in (
-        (SUMMARY_FILE, json.dumps(summary, indent=2)),
-        (CARD_FILE, card),
-        (PAGE_FILE, html),
-    ):
+            if isinstance(block, (Figure, Strips)):
+                path = os.path.join(uri, PICTURES_FOLDER, f"{block.name}.png")
+                with fileio.open(path, "wb") as f:
+                    f.write(block.png)
+    card = page.model_card(summary, material.metadata)
+    texts = {
+        SUMMARY_FILE: json.dumps(summary, indent=2),
+        CARD_FILE: card,
+        PAGE_FILE: page.render(shown, summary, material.metadata, card, lineage),
+    }
+    for name, text in texts.items():
         io_utils.write_string_file(os.path.join(uri, name), text)
 
 

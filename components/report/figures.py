@@ -8,13 +8,18 @@ are drawn as their digits.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import patheffects, ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from components.report.blocks import Chart
 
 # What matplotlib draws with, and the CSS variable that takes its place.
 INK = "#1b1f24"
@@ -25,55 +30,51 @@ FIRST = "#2463b4"
 SECOND = "#c2571a"
 THIRD = "#6b7280"
 _VARIABLES = {
-    INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--surface",
-    FIRST: "--series-1", SECOND: "--series-2", THIRD: "--series-3",
-}  # fmt: skip
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--line",
+    PAPER: "--surface",
+    FIRST: "--series-1",
+    SECOND: "--series-2",
+    THIRD: "--series-3",
+}
 # Ten hues that stand out on white and on near black.
-DIGIT_COLOURS = (
-    "#3b7dd8", "#d9652b", "#2e9e5b", "#d1495b", "#8a63d2",
-    "#9c6b3f", "#d65fa6", "#7a8291", "#a39a1c", "#1ba3b8",
-)  # fmt: skip
+DIGIT_COLOURS = ["#3b7dd8", "#d9652b", "#2e9e5b", "#d1495b", "#8a63d2"]
+DIGIT_COLOURS += ["#9c6b3f", "#d65fa6", "#7a8291", "#a39a1c", "#1ba3b8"]
 
+_STYLE: dict[str, dict[str, Any]] = {
+    "axes": {
+        "edgecolor": MUTED,
+        "labelcolor": INK,
+        "labelsize": 9,
+        "spines.right": False,
+        "spines.top": False,
+        "grid": True,
+        "axisbelow": True,
+    },
+    "font": {"size": 9},
+    "grid": {"color": GRID, "linewidth": 0.7},
+    "legend": {"fontsize": 8.5, "frameon": False},
+    "lines": {"linewidth": 1.8},
+    "svg": {"fonttype": "none", "hashsalt": "report"},
+    "text": {"color": INK},
+    "xtick": {"color": MUTED, "labelcolor": INK, "labelsize": 8.5},
+    "ytick": {"color": MUTED, "labelcolor": INK, "labelsize": 8.5},
+}
 # At 96 CSS pixels an inch a figure is as wide as a phone shows it.
 _WIDTH, _HEIGHT = 3.7, 2.75
 _PNG_DPI = 160
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """A figure, drawn.
-
-    Attributes:
-      svg: For a page, with CSS variables for colours.
-      png: For everything else, on white.
-    """
-
-    svg: str
-    png: bytes
-
-
 @contextlib.contextmanager
-def _figure(width: float = _WIDTH, height: float = _HEIGHT) -> Iterator[tuple[Any, Any, list]]:
-    """A figure with axes; the chart is appended to the list at the end."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    style = {
-        "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.labelsize": 9,
-        "axes.spines.right": False, "axes.spines.top": False, "axes.grid": True,
-        "axes.axisbelow": True, "font.size": 9, "grid.color": GRID, "grid.linewidth": 0.7,
-        "legend.fontsize": 8.5, "legend.frameon": False, "lines.linewidth": 1.8,
-        "svg.fonttype": "none", "svg.hashsalt": "report", "text.color": INK,
-        "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    }  # fmt: skip
+def _axes(height: float = _HEIGHT) -> Iterator[tuple[Any, list[Chart]]]:
+    """Axes to draw on; the chart is appended to the list at the end."""
     drawn: list[Chart] = []
+    style = {f"{of}.{key}": value for of, keys in _STYLE.items() for key, value in keys.items()}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        yield figure, axes, drawn
+        yield figure.add_subplot(), drawn
         drawn.append(Chart(_svg(figure), _png(figure)))
 
 
@@ -101,18 +102,24 @@ def loss_curves(curves: Mapping[str, Sequence[float]], ylabel: str, *, log: bool
     """Lines over epochs.
 
     Args:
-      curves: By name; the first two are training and validation.
+      curves: Values by name; the first two are training and validation.
       ylabel: What they are.
       log: Whether the axis is logarithmic, where all values are positive.
     """
-    with _figure() as (_, axes, drawn):
+    with _axes() as (axes, drawn):
         styles = ((FIRST, "-", "o"), (SECOND, "--", "s"), (THIRD, ":", "^"), (INK, "-.", "v"))
         for (name, values), (colour, line, marker) in zip(curves.items(), styles):
             epochs = np.arange(1, len(values) + 1)
             axes.plot(
-                epochs, values, line, color=colour, label=name, marker=marker, markersize=3.5,
+                epochs,
+                values,
+                line,
+                color=colour,
+                label=name,
+                marker=marker,
+                markersize=3.5,
                 markevery=max(1, len(values) // 8),
-            )  # fmt: skip
+            )
         everything = np.concatenate([np.asarray(v, float) for v in curves.values()])
         if log and len(everything) and everything.min() > 0:
             axes.set_yscale("log")
@@ -126,8 +133,6 @@ def loss_curves(curves: Mapping[str, Sequence[float]], ylabel: str, *, log: bool
 
 def _plain_log_ticks(axis: Any, values: np.ndarray) -> None:
     """Numbers as people write them, also where the range is below a decade."""
-    from matplotlib import ticker
-
     axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
     if values.max() / values.min() < 2:
@@ -143,22 +148,32 @@ def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
       xlabel: What the values are.
     """
     digits = sorted({digit for values in series.values() for digit in values})
-    with _figure(height=3.3) as (_, axes, drawn):
+    with _axes(height=3.3) as (axes, drawn):
         marks = ((FIRST, "o", 6.5), (THIRD, "D", 5), (SECOND, "|", 10))
         for (name, values), (colour, marker, size) in zip(series.items(), marks):
             places = [i for i, digit in enumerate(digits) if digit in values]
             axes.plot(
-                [values[digits[i]] for i in places], places, marker, color=colour, label=name,
-                markersize=size, markeredgewidth=2 if marker == "|" else 1,
+                [values[digits[i]] for i in places],
+                places,
+                marker,
+                color=colour,
+                label=name,
+                markersize=size,
+                markeredgewidth=2 if marker == "|" else 1,
                 markerfacecolor="none" if marker == "D" else colour,
-            )  # fmt: skip
+            )
         axes.set_yticks(range(len(digits)), digits)
         axes.set_ylim(len(digits) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("digit")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, handletextpad=0.2,
-                    columnspacing=1.0)  # fmt: skip
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 1.14),
+            ncols=3,
+            handletextpad=0.2,
+            columnspacing=1.0,
+        )
     return drawn[0]
 
 
@@ -168,23 +183,33 @@ def error_histogram(
     """How the errors of normal images and of anomalies lie about the threshold.
 
     Args:
-      errors: Of normal images, float [n].
+      errors: Errors of normal images, float [n].
       threshold: Above it is an anomaly.
-      strange: Of anomalies, float [m], or None.
+      strange: Errors of anomalies, float [m], or None.
       strange_name: What they are.
     """
     everything = errors if strange is None else np.concatenate([errors, strange])
     edges = np.linspace(0, max(np.quantile(everything, 0.999), threshold * 1.1), 50)
-    with _figure() as (_, axes, drawn):
+    with _axes() as (axes, drawn):
         axes.hist(
-            np.clip(errors, 0, edges[-1]), edges, color=FIRST, alpha=0.85, label="eval images",
+            np.clip(errors, 0, edges[-1]),
+            edges,
+            color=FIRST,
+            alpha=0.85,
+            label="eval images",
             density=True,
-        )  # fmt: skip
+        )
         if strange is not None:
             axes.hist(
-                np.clip(strange, 0, edges[-1]), edges, histtype="step", color=SECOND, linewidth=1.8,
-                linestyle="--", label=strange_name, density=True,
-            )  # fmt: skip
+                np.clip(strange, 0, edges[-1]),
+                edges,
+                histtype="step",
+                color=SECOND,
+                linewidth=1.8,
+                linestyle="--",
+                label=strange_name,
+                density=True,
+            )
         axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.4f}")
         axes.set_xlabel("reconstruction error (MSE)")
         axes.set_ylabel("share")
@@ -200,26 +225,36 @@ def scatter(points: np.ndarray, labels: np.ndarray, xlabel: str, ylabel: str) ->
     Args:
       points: float [n, 2].
       labels: int64 [n], -1 where unknown.
-      xlabel: Of the first axis, "" for one that has no meaning.
-      ylabel: Of the second.
+      xlabel: Name of the first axis, "" for one that has no meaning.
+      ylabel: Name of the second.
     """
-    from matplotlib import patheffects
-
-    with _figure(height=3.6) as (_, axes, drawn):
+    with _axes(height=3.6) as (axes, drawn):
         for digit in np.unique(labels):
             of_digit = points[labels == digit]
             known = digit >= 0
             colour = DIGIT_COLOURS[digit] if known else FIRST
             axes.plot(
-                of_digit[:, 0], of_digit[:, 1], linestyle="", color=colour, alpha=0.8,
-                marker=f"${digit}$" if known else ".", markersize=5.5, markeredgewidth=0.2,
-            )  # fmt: skip
+                of_digit[:, 0],
+                of_digit[:, 1],
+                linestyle="",
+                color=colour,
+                alpha=0.8,
+                marker=f"${digit}$" if known else ".",
+                markersize=5.5,
+                markeredgewidth=0.2,
+            )
         for digit in np.unique(labels[labels >= 0]):
             middle = np.median(points[labels == digit], axis=0)
             axes.text(
-                *middle, str(digit), fontsize=15, fontweight="bold", ha="center", va="center",
-                color=INK, path_effects=[patheffects.withStroke(linewidth=4, foreground=PAPER)],
-            )  # fmt: skip
+                *middle,
+                str(digit),
+                fontsize=15,
+                fontweight="bold",
+                ha="center",
+                va="center",
+                color=INK,
+                path_effects=[patheffects.withStroke(linewidth=4, foreground=PAPER)],
+            )
         low, high = np.quantile(points, [0.002, 0.998], axis=0)
         margin = (high - low) * 0.08 + 1e-6
         axes.set_xlim(low[0] - margin[0], high[0] + margin[0])

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import importlib.metadata
-import io
 import pathlib
-import platform
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
+from markdown_it import MarkdownIt
+
 from components.report import pictures
-from components.report.sections import Block, Figure, Section, Strips
+from components.report.blocks import Section
+from components.report.summary import worst_digit
 
 _TEMPLATES = pathlib.Path(__file__).parent
 PAGE_TEMPLATE = "page.html.j2"
 CARD_TEMPLATE = "model_card.md.j2"
 STYLE_FILE = "style.css"
 
-_PACKAGES = ("tfx", "tensorflow", "tf-keras", "apache-beam", "ml-metadata", "numpy", "scikit-learn")
-
 
 @dataclasses.dataclass(frozen=True)
-class Artifact:
-    """An input of the report, for its lineage.
+class Origin:
+    """An artifact that the report was made from, for its lineage.
 
     Attributes:
       name: What it is.
       type_name: Its type in ML Metadata.
-      id: There; 0 where the orchestrator does not tell.
+      id: Its number there; 0 where the orchestrator does not tell.
       uri: Where it is.
     """
 
@@ -39,31 +38,20 @@ class Artifact:
     uri: str
 
 
-def versions() -> dict[str, str]:
-    """Of what the run was made with."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def environment() -> Any:
+def environment() -> jinja2.Environment:
     """Jinja with what the templates use."""
-    import jinja2
-
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(_TEMPLATES)),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.filters["data_uri"] = data_uri
     env.filters["duration"] = duration
     env.filters["size"] = file_size
-    env.filters["strip_png"] = lambda images, columns: pictures.sheet(images, columns)
-    env.filters["share"] = _share
+    env.filters["strip_png"] = pictures.sheet
+    env.filters["fraction"] = _fraction
     env.globals["style"] = (_TEMPLATES / STYLE_FILE).read_text(encoding="utf-8")
     return env
 
@@ -87,48 +75,10 @@ def file_size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def _share(cells: Sequence[Any], value: Any) -> float:
-    """The share of a number in the numbers of its row."""
+def _fraction(cells: Sequence[Any], value: Any) -> float:
+    """The fraction that a number has of all numbers of its row."""
     total = sum(cell for cell in cells if isinstance(cell, (int, float)))
     return value / total if isinstance(value, (int, float)) and total else 0.0
-
-
-def png_of(block: Block) -> bytes | None:
-    """The picture of a block as a file, or None for words and tables."""
-    if isinstance(block, Figure):
-        return block.chart.png
-    if not isinstance(block, Strips):
-        return None
-    from PIL import Image
-
-    sheets = [
-        Image.open(io.BytesIO(pictures.sheet(images, block.columns))).convert("RGB")
-        for _, images in block.strips
-    ]
-    # Strips of images of different sizes are brought to one width.
-    width = max(sheet.width for sheet in sheets)
-    sheets = [
-        s if s.width == width
-        else s.resize((width, round(s.height * width / s.width)), Image.Resampling.NEAREST)
-        for s in sheets
-    ]  # fmt: skip
-    gap = 8
-    canvas = Image.new("RGB", (width, sum(s.height + gap for s in sheets) - gap), (96, 96, 96))
-    top = 0
-    for s in sheets:
-        canvas.paste(s, (0, top))
-        top += s.height + gap
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def worst_digit(by_label: dict[str, dict[str, float]]) -> tuple[str, float] | None:
-    """The digit with the highest MSE and that MSE, or None without labels."""
-    if not by_label:
-        return None
-    digit, figures = max(by_label.items(), key=lambda item: item[1]["mse"])
-    return digit, figures["mse"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +86,7 @@ class Tile:
     """A figure at the head of the page.
 
     Attributes:
-      name: Of the figure, as an HTML id.
+      name: Name of the figure, as an HTML id.
       title: What it is.
       shown: As people read it.
       value: As it is in ``summary.json``.
@@ -153,47 +103,46 @@ class Tile:
 def tiles(summary: dict[str, Any]) -> list[Tile]:
     """The key figures of a run."""
     metrics = summary["metrics"]
+    overall, anomaly, training = metrics["overall"], metrics["anomaly"], summary["training"]
+    code_note = f"floats; {summary['bits_per_pixel']:.2f} bits a pixel"
     found = [
-        Tile("mse", "MSE", f"{metrics['overall']['mse']:.5f}", metrics["overall"]["mse"],
-             "eval split, a pixel"),
-        Tile("pca_mse", "PCA's MSE", f"{metrics['pca_mse']:.5f}", metrics["pca_mse"],
-             "same code size"),
-        Tile("bce", "BCE", f"{metrics['overall']['bce']:.4f}", metrics["overall"]["bce"],
-             "nats a pixel"),
-    ]  # fmt: skip
+        _tile("mse", "MSE", overall["mse"], ".5f", "eval split, a pixel"),
+        _tile("pca_mse", "PCA's MSE", metrics["pca_mse"], ".5f", "same code size"),
+        _tile("bce", "BCE", overall["bce"], ".4f", "nats a pixel"),
+    ]
     if worst := worst_digit(metrics["by_label"]):
-        found.append(
-            Tile("worst_mse", f"worst digit: {worst[0]}", f"{worst[1]:.5f}", worst[1], "its MSE")
-        )
+        found.append(_tile("worst_mse", f"worst digit: {worst[0]}", worst[1], ".5f", "its MSE"))
     if search := metrics["search"]:
-        found.append(
-            Tile("precision_at_10", "search precision@10", f"{search['precision_at_10']:.4f}",
-                 search["precision_at_10"], f"PCA: {search['pca']['precision_at_10']:.4f}")
-        )  # fmt: skip
-    anomaly = metrics["anomaly"]
-    found.append(
-        Tile("auroc", "anomaly AUROC", f"{anomaly['auroc']:.4f}", anomaly["auroc"],
-             f"AUPR {anomaly['aupr']:.4f}")
-    )  # fmt: skip
+        note = f"PCA: {search['pca']['precision_at_10']:.4f}"
+        precision = search["precision_at_10"]
+        found.append(_tile("precision_at_10", "search precision@10", precision, ".4f", note))
+    note = f"AUPR {anomaly['aupr']:.4f}"
+    found.append(_tile("auroc", "anomaly AUROC", anomaly["auroc"], ".4f", note))
     if classification := metrics["classification"]:
-        found.append(
-            Tile("accuracy", "accuracy", f"{classification['accuracy']:.4f}",
-                 classification["accuracy"], "of the classifier")
-        )  # fmt: skip
+        accuracy = classification["accuracy"]
+        found.append(_tile("accuracy", "accuracy", accuracy, ".4f", "of the classifier"))
+    size = file_size(summary["model_bytes"])
     found += [
-        Tile("code_size", "code", f"{summary['code_size']:,}", summary["code_size"],
-             f"floats; {summary['bits_per_pixel']:.2f} bits a pixel"),
-        Tile("parameters", "parameters", f"{summary['parameters']:,}", summary["parameters"],
-             file_size(summary["model_bytes"])),
-        Tile("training_seconds", "training", duration(summary["training"]["seconds"]),
-             summary["training"]["seconds"], f"{summary['training']['epochs']} epochs"),
-    ]  # fmt: skip
+        _tile("code_size", "code", summary["code_size"], ",", code_note),
+        _tile("parameters", "parameters", summary["parameters"], ",", size),
+        Tile(
+            "training_seconds",
+            "training",
+            duration(training["seconds"]),
+            training["seconds"],
+            f"{training['epochs']} epochs",
+        ),
+    ]
     if summary["latency_ms"] is not None:
+        latency = summary["latency_ms"]
         found.append(
-            Tile("latency_ms", "latency", f"{summary['latency_ms']:.1f} ms", summary["latency_ms"],
-                 "one image over gRPC, p95")
-        )  # fmt: skip
+            Tile("latency_ms", "latency", f"{latency:.1f} ms", latency, "one image over gRPC, p95")
+        )
     return found
+
+
+def _tile(name: str, title: str, value: float, form: str, note: str) -> Tile:
+    return Tile(name, title, format(value, form), value, note)
 
 
 def model_card(summary: dict[str, Any], metadata: dict[str, Any]) -> str:
@@ -212,7 +161,7 @@ def render(
     summary: dict[str, Any],
     metadata: dict[str, Any],
     card: str,
-    lineage: Sequence[Artifact],
+    lineage: Sequence[Origin],
 ) -> str:
     """The page.
 
@@ -223,8 +172,6 @@ def render(
       card: The model card, in Markdown.
       lineage: The artifacts that it was made from.
     """
-    from markdown_it import MarkdownIt
-
     # The card's own title would be a second one on the page.
     body = card.partition("\n")[2]
     html = MarkdownIt("commonmark").enable("table").render(body)
@@ -237,10 +184,15 @@ def render(
         environment()
         .get_template(PAGE_TEMPLATE)
         .render(
-            sections=sections, summary=summary, metadata=metadata, card=html, lineage=lineage,
-            tiles=tiles(summary), configuration=flatten(summary["configuration"]),
+            sections=sections,
+            summary=summary,
+            metadata=metadata,
+            card=html,
+            lineage=lineage,
+            tiles=tiles(summary),
+            configuration=flatten(summary["configuration"]),
         )
-    )  # fmt: skip
+    )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""What a page is made of: sections of strips, figures, tables and words."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from components.report import pictures
+
+_GAP = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A figure, drawn.
+
+    Attributes:
+      svg: For a page, with CSS variables for colours.
+      png: For everything else, on white.
+    """
+
+    svg: str
+    png: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips:
+    """Rows of images under each other.
+
+    Attributes:
+      name: Name of the PNG.
+      columns: Images a line.
+      strips: What each row is, and its images uint8 [n, h, w] or [n, h, w, 3].
+      caption: What is to be seen.
+      header: A word above each column.
+      header_span: Columns below each word.
+      kind: A CSS class.
+    """
+
+    name: str
+    columns: int
+    strips: list[tuple[str, np.ndarray]]
+    caption: str
+    header: list[str] = dataclasses.field(default_factory=list)
+    header_span: int = 1
+    kind: str = "strips"
+
+    @property
+    def png(self) -> bytes:
+        """All rows in one picture."""
+        sheets = [
+            Image.open(io.BytesIO(pictures.sheet(images, self.columns))).convert("RGB")
+            for _, images in self.strips
+        ]
+        # Strips of images of different sizes are brought to one width.
+        width = max(sheet.width for sheet in sheets)
+        sheets = [_widened(sheet, width) for sheet in sheets]
+        height = sum(sheet.height + _GAP for sheet in sheets) - _GAP
+        canvas = Image.new("RGB", (width, height), (pictures.GROUND,) * 3)
+        top = 0
+        for sheet in sheets:
+            canvas.paste(sheet, (0, top))
+            top += sheet.height + _GAP
+        return pictures.to_png(canvas)
+
+
+def _widened(sheet: Image.Image, width: int) -> Image.Image:
+    if sheet.width == width:
+        return sheet
+    height = round(sheet.height * width / sheet.width)
+    return sheet.resize((width, height), Image.Resampling.NEAREST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A chart and what it says.
+
+    Attributes:
+      name: Name of the PNG.
+      chart: The chart.
+      caption: What is to be seen.
+      small: Whether a third of the page's width is enough.
+      kind: A CSS class.
+    """
+
+    name: str
+    chart: Chart
+    caption: str
+    small: bool = False
+    kind: str = "figure"
+
+    @property
+    def png(self) -> bytes:
+        """The chart on white."""
+        return self.chart.png
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table; the first column is its rows' heads.
+
+    Attributes:
+      header: Names of the columns.
+      rows: Cells; numbers are set to the right.
+      caption: What it says.
+      shade: Whether cells are shaded by their fraction of their row.
+      kind: A CSS class.
+    """
+
+    header: list[str]
+    rows: list[list[Any]]
+    caption: str = ""
+    shade: bool = False
+    kind: str = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A paragraph."""
+
+    text: str
+    kind: str = "words"
+
+
+Block = Strips | Figure | Table | Words
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+      id: Its anchor.
+      title: Its heading.
+      lead: What it is about, in a sentence.
+      blocks: What it shows.
+    """
+
+    id: str
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+
+
+def number(value: float, digits: int = 5) -> str:
+    """A figure as tables show it."""
+    return f"{value:.{digits}f}"
