@@ -28,7 +28,7 @@ from tfx.orchestration import metadata, pipeline
 from tfx.proto import pusher_pb2, range_config_pb2
 from tfx.types.channel import BaseChannel
 
-from components import baseline, evaluation, features, window
+from components import evaluation, features, resolvers
 from components.data_gate import DataGate
 from components.drift.comparison import Limits
 from components.drift.component import DriftMonitor
@@ -205,7 +205,7 @@ def tuner(
         examples=_examples(examples),
         transform_graph=transform.outputs["transform_graph"],
         schema=schema.outputs["schema"],
-        base_model=base.outputs[baseline.MODEL] if base else None,
+        base_model=base.outputs[resolvers.MODEL] if base else None,
         custom_config=_custom_config(config, warm=base is not None, tuner=search),
     )
 
@@ -240,12 +240,12 @@ def trainer(
         transform_graph=transform.outputs["transform_graph"],
         schema=schema.outputs["schema"],
         hyperparameters=tuner.outputs["best_hyperparameters"] if tuner else None,
-        base_model=base.outputs[baseline.MODEL] if base else None,
+        base_model=base.outputs[resolvers.MODEL] if base else None,
         custom_config=_custom_config(config, warm=base is not None, workers=workers),
     )
-    stamp(node.outputs["model"], **{baseline.SERVABLE_PROPERTY: config.servable})
+    stamp(node.outputs["model"], **{resolvers.SERVABLE_PROPERTY: config.servable})
     if span_key is not None:
-        stamp(node.outputs["model"], **{window.SPAN_KEY: span_key})
+        stamp(node.outputs["model"], **{resolvers.SPAN_KEY: span_key})
     return node
 
 
@@ -256,7 +256,7 @@ def baseline_resolver(config: PipelineConfig, trainer: BaseNode) -> Resolver | N
     """The last blessed model of the servable, where candidates are compared with it."""
     if not config.evaluator.baseline:
         return None
-    return baseline.baseline_resolver(trainer.outputs["model"])
+    return resolvers.baseline_resolver(trainer.outputs["model"])
 
 
 def evaluator(
@@ -285,7 +285,7 @@ def evaluator(
     return Evaluator(
         examples=_examples(examples),
         model=trainer.outputs["model"],
-        baseline_model=against.outputs[baseline.MODEL] if against else None,
+        baseline_model=against.outputs[resolvers.MODEL] if against else None,
         eval_config=evaluation.eval_config(
             max_mse=config.max_mse(),
             max_increase=max_increase,
@@ -366,18 +366,20 @@ def run_report(
 
 def serving_model_resolver(config: PipelineConfig, span_key: str) -> Resolver:
     """The model that is served, to start from and to compare with."""
-    return window.serving_model_resolver(config.servable, span_key).with_id("ServingModelResolver")
+    return resolvers.serving_model_resolver(config.servable, span_key).with_id(
+        "ServingModelResolver"
+    )
 
 
 def reference_resolver(config: PipelineConfig, examples: BaseNode, *, after: BaseNode) -> Resolver:
     """The window before the span of ``examples``."""
-    found = window.window_resolver(config.continuous.window, without=_examples(examples))
+    found = resolvers.window_resolver(config.continuous.window, without=_examples(examples))
     return _after(found.with_id("ReferenceResolver"), after)
 
 
 def window_resolver(config: PipelineConfig, drift: BaseNode, *, after: BaseNode) -> Resolver:
     """The window that the span of ``drift`` is now part of."""
-    found = window.window_resolver(config.continuous.window, current=drift.outputs["report"])
+    found = resolvers.window_resolver(config.continuous.window, current=drift.outputs["report"])
     return _after(found.with_id("WindowResolver"), after)
 
 
@@ -398,7 +400,7 @@ def drift_monitor(
         examples=_examples(examples),
         golden=_examples(golden),
         reference=_examples(reference),
-        model=serving.outputs[baseline.MODEL],
+        model=serving.outputs[resolvers.MODEL],
         limits=Limits(**limits).to_json(),
         accepted=accepted,
     )
@@ -436,8 +438,8 @@ def span_gate(
         golden_evaluation=on_golden.outputs["evaluation"],
         golden_blessing=on_golden.outputs["blessing"],
         infra_blessing=validator.outputs["blessing"],
-        baseline=serving.outputs[baseline.MODEL],
-        baseline_blessing=serving.outputs[baseline.BLESSING],
+        baseline=serving.outputs[resolvers.MODEL],
+        baseline_blessing=serving.outputs[resolvers.BLESSING],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ml_metadata.proto import metadata_store_pb2
 from tfx.orchestration import pipeline
 
-from components import window
+from components import resolvers
 from pipeline import nodes
 from pipeline.config import PipelineConfig
 from pipeline.continuous import spans
@@ -38,8 +38,8 @@ class SpanRun:
 
     @property
     def key(self) -> str:
-        """``N.V``, or ``window.LATEST``."""
-        return window.LATEST if self.span is None else f"{self.span}.{self.version}"
+        """``N.V``, or ``resolvers.LATEST``."""
+        return resolvers.LATEST if self.span is None else f"{self.span}.{self.version}"
 
 
 def create_continuous_pipeline(
@@ -74,7 +74,7 @@ def create_continuous_pipeline(
     """
     own = config.continuous
     span = nodes.example_gen(config, spans_folder, pattern=pattern, span=run.span)
-    nodes.stamp(span.outputs["examples"], **{window.ROLE: window.ROLE_SPAN})
+    nodes.stamp(span.outputs["examples"], **{resolvers.ROLE: resolvers.ROLE_SPAN})
     golden = nodes.golden_example_gen(config, run.golden_folder)
     schema = nodes.schema_gen()
     statistics, validator, data_gate = nodes.validation(span, schema)

@@ -1,8 +1,8 @@
-"""Which spans a training sees, and which model it starts from.
+"""Which artifacts of earlier runs a run takes up: the baseline, the window, the serving model.
 
-TFX's RollingRange takes the last spans there are; here a span may have been set
-aside, or may have made the model worse, so the strategies read the verdicts,
-which are artifacts too.
+TFX's strategies take the last there is. Here models of different kinds share a
+store, and a span may have been set aside, or may have made the model worse, so
+the strategies read properties and verdicts, which are artifacts too.
 """
 
 from __future__ import annotations
@@ -11,30 +11,38 @@ from tfx import types
 from tfx.dsl.components.common import resolver
 from tfx.types import standard_artifacts
 
-from components import baseline
 from components.drift.component import DriftReportArtifact
-from components.span_gate.component import SpanReportArtifact
+from components.span_gate.component import GATED_PROPERTY, SpanReportArtifact
 
+# Channels.
+MODEL = "model"
+BLESSING = "model_blessing"
+CANDIDATE = "candidate"
 EXAMPLES = "examples"
 DRIFT = "drift"
 REPORTS = "reports"
 CURRENT = "current"
 WITHOUT = "without"
 
-# Custom properties. TFX's driver sets the first two on Examples.
+# Custom property of Model and ModelBlessing artifacts: what they are served as.
+SERVABLE_PROPERTY = "servable"
+# Custom properties of Examples. TFX's driver sets the first two.
 SPAN = "span"
 VERSION = "version"
 ROLE = "role"
 ROLE_SPAN = "span"
-# On a model: the span that it was trained for, as "N.V".
+# Custom property of a model: the span that it was trained for, as "N.V".
 SPAN_KEY = "span_key"
 # Where the span is only known in the run.
 LATEST = "latest"
 
+# Custom properties of a blessing, as the Evaluator sets them.
 _BLESSED = "blessed"
-_GATED = "gated"
-_WITHDRAWN = "withdrawn"
 _MODEL_ID = "current_model_id"
+# On the blessing of a model that was taken back after its push.
+_WITHDRAWN = "withdrawn"
+
+Artifacts = dict[str, list[types.Artifact]]
 
 
 def _int(artifact: types.Artifact, name: str, default: int = 0) -> int:
@@ -46,7 +54,43 @@ def _text(artifact: types.Artifact, name: str) -> str:
 
 
 def _key(artifact: types.Artifact) -> tuple[int, int]:
+    """Span and version."""
     return _int(artifact, SPAN, -1), _int(artifact, VERSION)
+
+
+def _newest_first(artifacts: list[types.Artifact]) -> list[types.Artifact]:
+    return sorted(artifacts, key=lambda artifact: artifact.id, reverse=True)
+
+
+class LatestOtherBlessedModel(resolver.ResolverStrategy):
+    """The last blessed model of the candidate's servable that is not the candidate.
+
+    TFX's LatestBlessedModelStrategy takes the last of the whole pipeline: after
+    a run it finds the candidate itself, so that a repeated run is never cached,
+    and it would compare autoencoders of different kinds. Inputs are ``model``,
+    ``model_blessing`` (all there are) and ``candidate`` (the one of this run);
+    the first two come out with one artifact each, or with none.
+    """
+
+    def resolve_artifacts(self, store, input_dict: Artifacts) -> Artifacts | None:
+        """The candidate, and perhaps its baseline with its blessing."""
+        del store
+        candidates = input_dict[CANDIDATE]
+        none: Artifacts = {MODEL: [], BLESSING: [], CANDIDATE: candidates}
+        if not candidates:
+            return none
+        candidate = candidates[0]
+        servable = _text(candidate, SERVABLE_PROPERTY)
+        models = {
+            model.id: model
+            for model in input_dict[MODEL]
+            if model.id != candidate.id and _text(model, SERVABLE_PROPERTY) == servable
+        }
+        for blessing in _newest_first(input_dict[BLESSING]):
+            model = models.get(_int(blessing, _MODEL_ID, -1))
+            if model is not None and _int(blessing, _BLESSED) == 1:
+                return {MODEL: [model], BLESSING: [blessing], CANDIDATE: candidates}
+        return none
 
 
 class RollingWindow(resolver.ResolverStrategy):
@@ -64,10 +108,8 @@ class RollingWindow(resolver.ResolverStrategy):
         """Makes the strategy for windows of ``size`` spans."""
         self._size = size
 
-    def resolve_artifacts(
-        self, store, input_dict: dict[str, list[types.Artifact]]
-    ) -> dict[str, list[types.Artifact]] | None:
-        """See the base class."""
+    def resolve_artifacts(self, store, input_dict: Artifacts) -> Artifacts | None:
+        """The window, and the verdicts that decided."""
         del store
         verdicts: dict[tuple[int, int], types.Artifact] = {}
         for report in sorted(input_dict[DRIFT], key=lambda a: a.id):
@@ -90,14 +132,14 @@ class RollingWindow(resolver.ResolverStrategy):
             chosen[span] = examples
         window = [chosen[span] for span in sorted(chosen)[-self._size :]]
         keys = {_key(examples) for examples in window}
-        resolved = {
+        given = {name: input_dict[name] for name in (CURRENT, WITHOUT) if name in input_dict}
+        return {
+            **given,
             EXAMPLES: window,
             # What decided, for the lineage.
             DRIFT: [report for key, report in verdicts.items() if key in keys],
             REPORTS: [report for report in input_dict[REPORTS] if _key(report) in keys],
         }
-        return {**{key: input_dict[key] for key in (CURRENT, WITHOUT) if key in input_dict},
-                **resolved}  # fmt: skip
 
 
 class ServingModel(resolver.ResolverStrategy):
@@ -119,25 +161,35 @@ class ServingModel(resolver.ResolverStrategy):
         self._servable = servable
         self._span_key = span_key
 
-    def resolve_artifacts(
-        self, store, input_dict: dict[str, list[types.Artifact]]
-    ) -> dict[str, list[types.Artifact]] | None:
-        """See the base class."""
+    def resolve_artifacts(self, store, input_dict: Artifacts) -> Artifacts | None:
+        """The model with its blessing, or nothing."""
         del store
         models = {
             model.id: model
-            for model in input_dict[baseline.MODEL]
-            if _text(model, baseline.SERVABLE_PROPERTY) == self._servable
+            for model in input_dict[MODEL]
+            if _text(model, SERVABLE_PROPERTY) == self._servable
             and (self._span_key == LATEST or _text(model, SPAN_KEY) != self._span_key)
         }
-        for blessing in sorted(input_dict[baseline.BLESSING], key=lambda b: b.id, reverse=True):
+        for blessing in _newest_first(input_dict[BLESSING]):
             model = models.get(_int(blessing, _MODEL_ID, -1))
             if model is None or _int(blessing, _BLESSED) != 1 or _int(blessing, _WITHDRAWN):
                 continue
             # An Evaluator's own blessing counts where nothing but it was asked.
-            if _int(blessing, _GATED) or not _text(model, SPAN_KEY):
-                return {baseline.MODEL: [model], baseline.BLESSING: [blessing]}
-        return {baseline.MODEL: [], baseline.BLESSING: []}
+            if _int(blessing, GATED_PROPERTY) or not _text(model, SPAN_KEY):
+                return {MODEL: [model], BLESSING: [blessing]}
+        return {MODEL: [], BLESSING: []}
+
+
+def baseline_resolver(candidate: types.BaseChannel) -> resolver.Resolver:
+    """The node that finds the baseline of ``candidate``."""
+    return resolver.Resolver(
+        strategy_class=LatestOtherBlessedModel,
+        **{
+            MODEL: types.Channel(type=standard_artifacts.Model),
+            BLESSING: types.Channel(type=standard_artifacts.ModelBlessing),
+            CANDIDATE: candidate,
+        },
+    ).with_id("BaselineResolver")
 
 
 def window_resolver(
@@ -146,7 +198,7 @@ def window_resolver(
     current: types.BaseChannel | None = None,
     without: types.BaseChannel | None = None,
 ) -> resolver.Resolver:
-    """The node that finds a window; see :class:`RollingWindow`."""
+    """The node that finds a window, by :class:`RollingWindow`."""
     channels = {
         EXAMPLES: types.Channel(type=standard_artifacts.Examples),
         DRIFT: types.Channel(type=DriftReportArtifact),
@@ -159,12 +211,12 @@ def window_resolver(
 
 
 def serving_model_resolver(servable: str, span_key: str) -> resolver.Resolver:
-    """The node that finds the serving model; see :class:`ServingModel`."""
+    """The node that finds the serving model, by :class:`ServingModel`."""
     return resolver.Resolver(
         strategy_class=ServingModel,
         config={"servable": servable, "span_key": span_key},
         **{
-            baseline.MODEL: types.Channel(type=standard_artifacts.Model),
-            baseline.BLESSING: types.Channel(type=standard_artifacts.ModelBlessing),
+            MODEL: types.Channel(type=standard_artifacts.Model),
+            BLESSING: types.Channel(type=standard_artifacts.ModelBlessing),
         },
     )

@@ -1,7 +1,7 @@
 import pytest
 from tfx.types import standard_artifacts
 
-from components import window
+from components import resolvers
 from components.drift.component import DriftReportArtifact
 from components.span_gate.component import SpanReportArtifact
 
@@ -44,7 +44,7 @@ class Store:
             inputs["without"] = [
                 a for a in self.examples if a.get_int_custom_property("span") == without
             ]
-        found = window.RollingWindow(size).resolve_artifacts(None, inputs)
+        found = resolvers.RollingWindow(size).resolve_artifacts(None, inputs)
         assert set(found) == set(inputs)
         return [
             (a.get_int_custom_property("span"), a.get_int_custom_property("version"))
@@ -65,7 +65,7 @@ class Store:
 
     def serving(self, span_key, servable="simple"):
         inputs = {"model": self.models, "model_blessing": self.blessings}
-        found = window.ServingModel(servable, span_key).resolve_artifacts(None, inputs)
+        found = resolvers.ServingModel(servable, span_key).resolve_artifacts(None, inputs)
         return found["model"][0].id if found["model"] else None
 
 
@@ -118,7 +118,7 @@ def test_the_newest_ingestion_of_a_span_is_taken(store):
     store.span(1)
     newer = store.span(1)
     inputs = {"examples": store.examples, "drift": store.drift, "reports": []}
-    found = window.RollingWindow(3).resolve_artifacts(None, inputs)
+    found = resolvers.RollingWindow(3).resolve_artifacts(None, inputs)
     assert [a.id for a in found["examples"]] == [newer.id]
 
 
@@ -138,3 +138,64 @@ def test_the_serving_model_passed_every_gate(store):
     assert store.serving("4.1") == first.id
     store.model("5.1", withdrawn=1)
     assert store.serving("6.1") == newest.id
+
+
+def model(artifact_id, servable="simple"):
+    artifact = standard_artifacts.Model()
+    artifact.id = artifact_id
+    artifact.set_string_custom_property(resolvers.SERVABLE_PROPERTY, servable)
+    return artifact
+
+
+def blessing(artifact_id, model_id, blessed=1):
+    artifact = standard_artifacts.ModelBlessing()
+    artifact.id = artifact_id
+    artifact.set_int_custom_property("current_model_id", model_id)
+    artifact.set_int_custom_property("blessed", blessed)
+    return artifact
+
+
+def resolve(models, blessings, candidate):
+    found = resolvers.LatestOtherBlessedModel().resolve_artifacts(
+        None,
+        {
+            resolvers.MODEL: models,
+            resolvers.BLESSING: blessings,
+            resolvers.CANDIDATE: [candidate] if candidate else [],
+        },
+    )
+    return [m.id for m in found[resolvers.MODEL]]
+
+
+def test_the_first_model_has_no_baseline():
+    assert resolve([model(1)], [], model(1)) == []
+
+
+def test_a_candidate_is_never_its_own_baseline():
+    assert resolve([model(1)], [blessing(2, 1)], model(1)) == []
+
+
+def test_the_last_blessed_one_is_the_baseline():
+    models = [model(1), model(3), model(5)]
+    assert resolve(models, [blessing(2, 1), blessing(4, 3)], model(5)) == [3]
+
+
+def test_what_was_blessed_last_counts_not_what_was_trained_last():
+    models = [model(1), model(3), model(5)]
+    blessings = [blessing(2, 1), blessing(4, 3), blessing(9, 1)]
+    assert resolve(models, blessings, model(5)) == [1]
+
+
+def test_a_refused_model_is_passed_over():
+    models = [model(1), model(3), model(5)]
+    assert resolve(models, [blessing(2, 1), blessing(4, 3, blessed=0)], model(5)) == [1]
+
+
+def test_models_served_as_something_else_do_not_count():
+    models = [model(1, "conv"), model(3)]
+    assert resolve(models, [blessing(2, 1)], model(3)) == []
+
+
+@pytest.mark.parametrize("models", [[], [model(1)]])
+def test_without_a_candidate_there_is_none(models):
+    assert resolve(models, [blessing(2, 1)], None) == []
