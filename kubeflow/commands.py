@@ -186,18 +186,22 @@ def image(source: options.ConfigSource, gpu: bool) -> None:
 @_backend
 @options.as_json("a JSON object")
 @click.option("--wait", is_flag=True, help="until the run has ended")
+@click.option("--started", metavar="RUN", hidden=True, help="the run; no other is started")
 @_waiting
 def submit(
     start: Start,
     client: KubeflowClient,
     as_json: bool,
     wait: bool,
+    started: str | None,
     patience: float,
     interval: float,
 ) -> int:
     """Upload the pipeline and run it once."""
-    run_id = start(client)
+    run_id = started or start(client)
     if wait:
+        # Known before the end, to whoever is interrupted meanwhile.
+        print(f"run {run_id}", file=sys.stderr, flush=True)
         return _follow(client, run_id, as_json, patience, interval)
     if as_json:
         print(json.dumps({"run_id": run_id}))

@@ -105,7 +105,7 @@ def ingest(
         f"(digest {manifest.digest[:12]})"
     )
     print(f"folder  {done.folder}")
-    _say_gaps(spans.gaps(spans.scan(root)))
+    _say_gaps(spans.missing(spans.scan(root)))
 
 
 def _say_gaps(missing: list[int]) -> None:
@@ -135,7 +135,7 @@ def spans(action: str, span: int | None, as_json: bool, root: str) -> None:
         raise UserError("'mnist-ae spans' takes no number; 'mnist-ae spans accept N' does")
     manifests = spans.scan(root)
     rows = stories.span_rows(manifests, state.read(root))
-    missing = spans.gaps(manifests)
+    missing = spans.missing(manifests)
     broken = [str(path) for path in spans.unpublished(root)]
     if as_json:
         print(json.dumps({"spans": rows, "gaps": missing, "unpublished": broken}))

@@ -9,12 +9,13 @@ state, so that a kill only delays it.
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,9 @@ from components.mnist_example_gen import idx
 from pipeline.config import PipelineConfig
 from pipeline.continuous import spans
 from pipeline.continuous.events import Events
+from pipeline.continuous.options import Options
 from pipeline.continuous.state import State
 from serving import contract
-
-if TYPE_CHECKING:
-    from pipeline.continuous.watcher import Options
 
 _PROBES = 256
 _MIN_SERVED = 100
@@ -35,6 +34,21 @@ _TIMEOUT = 10.0
 _PATIENCE = 3
 _SUM = "mnist_ae:serving:version_reconstruction_error_sum"
 _COUNT = "mnist_ae:serving:version_reconstruction_error_count"
+
+
+def _boot() -> str:
+    """Tells apart the times since which ``time.monotonic`` counts; it is one for all processes."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _tick(rollout: dict[str, Any]) -> None:
+    """Adds the time since the last look; a clock that is set, or a reboot, adds nothing."""
+    now, boot = time.monotonic(), _boot()
+    since = now - rollout["monotonic"] if rollout.get("boot") == boot else 0.0
+    rollout.update(elapsed=rollout.get("elapsed", 0.0) + since, monotonic=now, boot=boot)
 
 
 class Promotion:
@@ -55,17 +69,20 @@ class Promotion:
         """A version was pushed."""
         state.rollout = {"version": version, "pushed": time.time(), "checks": []}
 
-    def next_check(self, state: State) -> float:
-        """Unix time of the next look at the canary."""
-        own = self._config.continuous
-        last = state.rollout.get("checked", 0.0)
-        return last + min(own.soak_seconds / own.soak_checks, self._options.interval)
+    def seconds_to_check(self, state: State) -> float:
+        """Seconds until the next look at the canary, by a clock that nobody sets."""
+        own, rollout = self._config.continuous, state.rollout
+        if rollout.get("boot") != _boot():
+            return 0.0
+        interval = min(own.soak_seconds / own.soak_checks, self._options.interval)
+        return max(rollout["monotonic"] + interval - time.monotonic(), 0.0)
 
     def step(self, state: State, save: Callable[[], None]) -> bool:
         """Takes the rollout a step further; whether that changed anything."""
         rollout = state.rollout
-        if not rollout or time.time() < self.next_check(state):
+        if not rollout or self.seconds_to_check(state) > 0:
             return False
+        _tick(rollout)
         from serving.errors import RolloutError, ServingError
 
         try:
@@ -76,14 +93,12 @@ class Promotion:
             self._roll_back(state, str(e))
             return True
         except ServingError as e:
-            rollout["checked"] = time.time()
-            waited = time.time() - rollout["pushed"]
             if not rollout.get("complained"):
                 rollout["complained"] = True
                 self._events.tell(
                     "waiting", version=rollout["version"], reason=f"the server does not answer: {e}"
                 )
-            if waited > _PATIENCE * max(self._config.continuous.soak_seconds, 60.0):
+            if rollout["elapsed"] > _PATIENCE * max(self._config.continuous.soak_seconds, 60.0):
                 self._events.tell(
                     "undecided", version=rollout["version"],
                     reason="the server did not answer; move the labels with 'mnist-ae rollout'",
@@ -105,7 +120,11 @@ class Promotion:
             state.rollout, state.serving = {}, version
             return True
         state.rollout.update(
-            started=time.time(), stable=labels.stable, served=self._served(), complained=False
+            started=time.time(),
+            soaking_since=state.rollout["elapsed"],
+            stable=labels.stable,
+            served=self._served(),
+            complained=False,
         )
         state.serving = labels.stable
         self._events.tell("canary", version=version, stable=labels.stable)
@@ -114,22 +133,23 @@ class Promotion:
 
     def _check(self, state: State) -> bool:
         rollout, own = state.rollout, self._config.continuous
-        found = self._compare(rollout)
+        found = self.compare(rollout)
         rollout["checked"] = time.time()
-        rollout["checks"] = [*rollout["checks"], found][-100:]
+        rollout["checks"] = [*rollout["checks"], found][-max(own.soak_checks, 100) :]
         ratio = sum(c["canary"] for c in rollout["checks"]) / max(
             sum(c["stable"] for c in rollout["checks"]), 1e-12
         )
         if "served_canary" in found and "served_stable" in found:
             ratio = max(ratio, found["served_canary"] / max(found["served_stable"], 1e-12))
+        soaked = rollout["elapsed"] - rollout.get("soaking_since", 0.0)
         text = f"errors are {ratio - 1:+.1%} against version {rollout['stable']}'s"
         if not np.isfinite(ratio) or ratio > 1 + own.soak_tolerance:
             self._roll_back(state, f"{text} (limit {own.soak_tolerance:+.1%})")
-        elif time.time() - rollout["started"] >= own.soak_seconds:
+        elif len(rollout["checks"]) >= own.soak_checks and soaked >= own.soak_seconds:
             self._promote(state, text)
         return True
 
-    def _compare(self, rollout: dict[str, Any]) -> dict[str, float]:
+    def compare(self, rollout: dict[str, Any]) -> dict[str, float]:
         """Mean error of canary and stable, of served requests where there are enough."""
         served, before = self._served(), rollout.get("served") or {}
         means = {}
@@ -239,8 +259,6 @@ class Promotion:
 
     @contextlib.contextmanager
     def _rollout(self, target: str | None) -> Any:
-        import pathlib
-
         from serving import locate
         from serving.rollout import ConfigFile, Rollout
 

@@ -42,6 +42,8 @@ class Job:
       cold: Whether to train afresh.
       result: Where the outcome goes.
       submit: More arguments of ``mnist-ae kubeflow submit``; see sensor.py.
+      run_ids: Those spans whose runs on Kubeflow were started by a sensor that
+        did not see their end.
     """
 
     config_path: str | None
@@ -51,10 +53,11 @@ class Job:
     cold: bool
     result: str
     submit: list[str] = dataclasses.field(default_factory=list)
+    run_ids: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def write(self, path: pathlib.Path) -> None:
         """As JSON."""
-        spans.sync_write(path, json.dumps(dataclasses.asdict(self)).encode())
+        files.write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: str) -> Job:
@@ -72,6 +75,7 @@ class Progress:
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.current: str | None = None
         self.window: list[str] = []
+        self.run_ids: dict[str, str] = {}
         self._write(done=False)
 
     def begin(self, key: str) -> None:
@@ -79,9 +83,15 @@ class Progress:
         self.current = key
         self._write(done=False)
 
+    def started(self, key: str, run_id: str) -> None:
+        """The run of a span is under way elsewhere."""
+        self.run_ids[key] = run_id
+        self._write(done=False)
+
     def end(self, key: str, **outcome: Any) -> None:
         """What came of a span."""
         self.outcomes[key] = {**self.outcomes.get(key, {}), **outcome}
+        self.run_ids.pop(key, None)
         self.current = None
         self._write(done=False)
 
@@ -90,9 +100,14 @@ class Progress:
         self._write(done=True)
 
     def _write(self, *, done: bool) -> None:
-        values = {"current": self.current, "outcomes": self.outcomes, "window": self.window,
-                  "done": done}  # fmt: skip
-        spans.sync_write(self._path, json.dumps(values, indent=1).encode())
+        values = {
+            "current": self.current,
+            "outcomes": self.outcomes,
+            "window": self.window,
+            "run_ids": self.run_ids,
+            "done": done,
+        }
+        files.write_json(self._path, values)
 
 
 def main(path: str) -> int:
@@ -323,11 +338,11 @@ def _golden(config: Any) -> tuple[spans.Manifest, pathlib.Path]:
         for name in sorted(os.listdir(dataset.folder))
         if name.startswith(idx.SPLIT_PREFIXES["eval"] + "-")
     ]
-    files = idx.find_split_files(names, where=dataset.folder)
-    labels = spans.read_labels(files.labels) if files.labels else None
+    split = idx.find_split_files(names, where=dataset.folder)
+    labels = spans.read_labels(split.labels) if split.labels else None
     done = spans.publish_golden(
-        config.root, spans.read_images(files.images), labels,
-        source={"kind": "idx", "images": files.images, "dataset": dataset.name},
+        config.root, spans.read_images(split.images), labels,
+        source={"kind": "idx", "images": split.images, "dataset": dataset.name},
     )  # fmt: skip
     return done.manifest, done.folder
 

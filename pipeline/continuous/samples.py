@@ -14,17 +14,14 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.config import PipelineConfig
 from pipeline.continuous import spans
 from pipeline.continuous.events import Events
+from pipeline.continuous.options import Options
 from pipeline.continuous.state import State
-
-if TYPE_CHECKING:
-    from pipeline.continuous.watcher import Options
 
 FOLDER = "samples"
 _BATCH = ".batch"

@@ -7,19 +7,27 @@ What the runs decide is in the cluster's ML Metadata.
 
 from __future__ import annotations
 
-import json
+import functools
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 from pipeline.continuous import state
 from pipeline.continuous.runner import Job, Progress
+
+SUBMIT = (sys.executable, "-m", "pipeline.cli", "kubeflow", "submit", "--wait", "--json")
+# Its exit code where the run has ended, and not well.
+RUN_FAILED = 1
+
+_RUN = re.compile(r"run (\S+)")
 
 
 def main(path: str) -> int:
     """Runs a job; 0 where every span got an outcome."""
     job = Job.read(path)
     progress = Progress(job.result)
-    words = [sys.executable, "-m", "pipeline.cli", "kubeflow", "submit", "--wait", "--json"]
+    words = [*SUBMIT]
     if job.config_path:
         words += ["--config", job.config_path]
     for assignment in job.assignments:
@@ -28,34 +36,48 @@ def main(path: str) -> int:
     for key in job.batch:
         progress.begin(key)
         span = key.split(".")[0]
-        done = subprocess.run(
-            [*words, "--param", f"span={span}", *job.submit],
-            stdout=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-        print(done.stdout, flush=True)
-        run_id = _run_id(done.stdout)
-        if done.returncode == 0:
+        started = job.run_ids.get(key)
+        command = [*words, "--param", f"span={span}", *job.submit]
+        if started is not None:
+            # A sensor that was stopped goes on waiting; the span is not trained twice.
+            command += ["--started", started]
+        code, run_id, last = _follow(command, functools.partial(progress.started, key))
+        if code == 0:
             progress.end(key, status=state.SUBMITTED, run_id=run_id, reason="the run succeeded")
-        else:
-            progress.end(key, status="error", run_id=run_id, reason=_reason(done))
+            continue
+        reason = f"'kubeflow submit' ended with code {code}"
+        reason += f": {last[:500]}" if last else "; the log has its words"
+        progress.end(key, status="error", run_id=run_id, reason=reason)
+        if run_id is not None and code != RUN_FAILED:
+            # It may still be under way: the next try waits for it.
+            progress.started(key, run_id)
     progress.finish()
     return 0
 
 
-def _run_id(text: str) -> str | None:
-    for line in reversed(text.strip().splitlines()):
-        try:
-            return json.loads(line).get("run_id")
-        except (ValueError, AttributeError):
-            continue
-    return None
+def _follow(command: list[str], started: Callable[[str], None]) -> tuple[int, str | None, str]:
+    """Runs ``kubeflow submit --wait``, which says ``run ID`` as soon as there is one.
 
+    Args:
+      command: The words.
+      started: Called with the identifier when it is known.
 
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = done.stdout.strip().splitlines()
-    return f"'kubeflow submit' ended with code {done.returncode}" + (
-        f": {lines[-1][:500]}" if lines else "; the log has its words"
-    )
+    Returns:
+      The exit code, the identifier and the last line.
+    """
+    run_id, last = None, ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+            said = _RUN.fullmatch(line.strip())
+            if said is not None and run_id is None:
+                run_id = said[1]
+                started(run_id)
+    return process.returncode, run_id, last
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -29,6 +29,7 @@ import numpy as np
 
 from components.mnist_example_gen import idx
 from pipeline.errors import UserError
+from serving import files
 
 SPANS = "spans"
 GOLDEN = "golden"
@@ -37,6 +38,7 @@ MANIFEST = "manifest.json"
 PATTERN = "span-{SPAN}/version-{VERSION}"
 DEFAULT_EVAL_FRACTION = 0.1
 MIN_IMAGES = 3
+MAX_MISSING = 1_000
 
 _SPAN = re.compile(r"span-(\d+)")
 _VERSION = re.compile(r"version-(\d+)")
@@ -129,10 +131,24 @@ def newest_versions(manifests: Sequence[Manifest]) -> list[Manifest]:
     return [newest[span] for span in sorted(newest)]
 
 
-def gaps(manifests: Sequence[Manifest]) -> list[int]:
-    """The numbers that are missing between the first span and the last."""
-    numbers = {m.span for m in manifests}
-    return [n for n in range(min(numbers), max(numbers)) if n not in numbers] if numbers else []
+def gaps(manifests: Sequence[Manifest]) -> list[tuple[int, int]]:
+    """First and last number of each gap between the first span and the last.
+
+    Spans may be numbered by date, so that a gap is millions of numbers wide.
+    """
+    numbers = sorted({m.span for m in manifests})
+    return [(a + 1, b - 1) for a, b in itertools.pairwise(numbers) if b > a + 1]
+
+
+def missing(manifests: Sequence[Manifest]) -> list[int]:
+    """The numbers of the gaps, at most :data:`MAX_MISSING` of them."""
+    numbers = itertools.chain.from_iterable(range(a, b + 1) for a, b in gaps(manifests))
+    return list(itertools.islice(numbers, MAX_MISSING))
+
+
+def gap_text(first: int, last: int) -> str:
+    """A gap for people, such as ``7`` or ``3-5``."""
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def unpublished(root: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -240,11 +256,11 @@ def check(folder: pathlib.Path, manifest: Manifest) -> None:
         if not getattr(manifest, split):
             continue
         matches = [str(p) for p in sorted(folder.glob(f"{prefix}-*"))]
-        files = idx.find_split_files(matches, where=f"{folder} ({prefix}-*)")
-        idx.check_split(files)
-        images.append(read_images(files.images))
-        if files.labels is not None:
-            labels.append(read_labels(files.labels))
+        found = idx.find_split_files(matches, where=f"{folder} ({prefix}-*)")
+        idx.check_split(found)
+        images.append(read_images(found.images))
+        if found.labels is not None:
+            labels.append(read_labels(found.labels))
     if bool(labels) != manifest.labelled:
         raise idx.DataError(f"{folder}: the files of labels do not fit {MANIFEST}")
     digests = image_digests(np.concatenate(images), np.concatenate(labels) if labels else None)
@@ -289,21 +305,6 @@ def image_digests(images: np.ndarray, labels: np.ndarray | None) -> list[bytes]:
 def set_digest(digests: Sequence[bytes]) -> str:
     """One digest of a set, whatever the order of its images."""
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-
-
-def sync_write(path: pathlib.Path, data: bytes) -> None:
-    """Replaces a file in one step, and has it on the disk when it returns."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _held_out(digests: Sequence[bytes], fraction: float) -> np.ndarray:
@@ -359,12 +360,10 @@ def _write(
             _write_idx(staging / f"{prefix}-{idx.IMAGES}", images[rows])
             if labels is not None:
                 _write_idx(staging / f"{prefix}-{idx.LABELS}", labels[rows])
-        text = json.dumps(dataclasses.asdict(manifest), indent=2)
-        sync_write(staging / MANIFEST, text.encode())
+        files.write_json(staging / MANIFEST, dataclasses.asdict(manifest))
         target.parent.mkdir(exist_ok=True)
-        os.rename(staging, target)
-        _sync_folder(target.parent)
-        _sync_folder(base)
+        files.publish(staging, target)
+        files.sync_folder(base)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -379,14 +378,6 @@ def _write_idx(path: pathlib.Path, values: np.ndarray) -> None:
         os.fsync(f.fileno())
 
 
-def _sync_folder(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def _writing(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """The folder of the spans, made and locked against other ingestions.
@@ -397,8 +388,7 @@ def _writing(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     base = folder_of(root)
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with open(base / _LOCK, "a+", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.locked(base / _LOCK):
             for name in os.listdir(base):
                 if name.startswith(_STAGING):
                     # Left by an ingestion that was killed: the lock keeps others out.

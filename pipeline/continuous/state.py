@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.continuous import spans
 from pipeline.errors import UserError
+from serving import files
 
 FOLDER = "continuous"
 STATE_FILE = "state.json"
@@ -48,7 +49,7 @@ class State:
       window: Keys of the spans that the last training saw.
       rollout: The canary that is being soaked, or empty.
       serving: Version that callers should use, where it is known.
-      seen_gaps: Gaps that were told already.
+      seen_gaps: Gaps that were told already, first and last number of each.
       seen_unpublished: Folders that were told already.
       served: Readings of the server's metrics.
       paused_until: Unix time before which no run is started, after failures
@@ -62,7 +63,7 @@ class State:
     window: list[str] = dataclasses.field(default_factory=list)
     rollout: dict[str, Any] = dataclasses.field(default_factory=dict)
     serving: int | None = None
-    seen_gaps: list[int] = dataclasses.field(default_factory=list)
+    seen_gaps: list[list[int]] = dataclasses.field(default_factory=list)
     seen_unpublished: list[str] = dataclasses.field(default_factory=list)
     served: dict[str, Any] = dataclasses.field(default_factory=dict)
     paused_until: float = 0.0
@@ -103,9 +104,7 @@ def read(root: str | os.PathLike[str]) -> State:
 def write(root: str | os.PathLike[str], state: State) -> None:
     """Replaces the state in one step."""
     folder = folder_of(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(state), indent=1, sort_keys=True)
-    spans.sync_write(folder / STATE_FILE, text.encode())
+    files.write_json(folder / STATE_FILE, dataclasses.asdict(state))
 
 
 def accept(root: str | os.PathLike[str], span: int) -> str:
@@ -126,8 +125,7 @@ def accept(root: str | os.PathLike[str], span: int) -> str:
     if status not in SET_ASIDE:
         raise UserError(f"span {span} was not set aside: it is {status!r}")
     folder = folder_of(root) / _ACCEPTED
-    folder.mkdir(parents=True, exist_ok=True)
-    spans.sync_write(folder / key, b"")
+    files.write_atomically(folder / key, b"")
     return key
 
 

@@ -51,7 +51,7 @@ def tell(root: str, model: str | None = None) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "root": root,
-        "gaps": spans.gaps(manifests),
+        "gaps": spans.missing(manifests),
         "serving": serving_version(root, known, model),
         "spans": rows,
     }

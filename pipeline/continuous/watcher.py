@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -27,9 +26,11 @@ from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, samples, spans, story
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.events import Events
+from pipeline.continuous.options import Options
 from pipeline.continuous.promotion import Promotion
 from pipeline.continuous.runner import EXIT_BUSY, EXIT_NO_SPACE, Job
 from pipeline.errors import UserError
+from serving import files
 
 _LOCK = ".lock"
 _JOB_FILE = "job.json"
@@ -37,40 +38,11 @@ _RESULT_FILE = "result.json"
 _SETTLE_SECONDS = 0.5
 _MAX_SETTLE_SECONDS = 5.0
 _MAX_PAUSE_SECONDS = 3_600.0
+_MAX_DOUBLINGS = 30
 # A run that is told to stop has this long before it is killed.
 _STOP_SECONDS = 10.0
 # Statuses that put a span's images into windows.
 _USED = (state_lib.PUSHED, state_lib.REFUSED, state_lib.COALESCED, state_lib.SUBMITTED)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to watch.
-
-    Attributes:
-      config_path: The YAML file of the configuration, or None; for the runs.
-      assignments: ``KEY=VALUE`` over it.
-      interval: Seconds between looks where the file system says nothing.
-      cold: Whether to train afresh.
-      auto_promote: Whether to move the labels of a live server.
-      target: Its gRPC port, ``host:port``, or None.
-      base_path: The model's folder as the server sees it, or None.
-      metrics_url: Its metrics, or None.
-      metrics_port: Where to serve the watcher's own, or None.
-      submit: More arguments of ``mnist-ae kubeflow submit`` where the runs are
-        to be on Kubeflow, else None.
-    """
-
-    config_path: str | None
-    assignments: list[str]
-    interval: float = 60.0
-    cold: bool = False
-    auto_promote: bool = False
-    target: str | None = None
-    base_path: str | None = None
-    metrics_url: str | None = None
-    metrics_port: int | None = None
-    submit: list[str] | None = None
 
 
 @contextlib.contextmanager
@@ -81,39 +53,21 @@ def watching(root: str) -> Iterator[bool]:
       UserError: The folder cannot be written.
     """
     folder = state_lib.folder_of(root)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror})") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield True
-        finally:
-            lock.truncate(0)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(folder / _LOCK, wait=False))
+            alone = True
+        except files.LockedError:
+            alone = False
+        except OSError as e:
+            raise UserError(f"{folder}: cannot be written ({e.strerror})") from None
+        yield alone
 
 
 def owner(root: str) -> int | None:
-    """The process that watches a root, or None."""
-    path = state_lib.folder_of(root) / _LOCK
-    try:
-        with open(path, encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                text = lock.read().strip()
-                return int(text) if text.isdigit() else -1
-    except OSError:
-        pass
-    return None
+    """The process that watches a root, or None; asking keeps no watcher out."""
+    return files.lock_owner(state_lib.folder_of(root) / _LOCK)
 
 
 def status(root: str) -> dict[str, Any]:
@@ -178,6 +132,8 @@ class Watcher:
         self._promotion = Promotion(config, options, events) if options.auto_promote else None
         self._samples = samples.Samples(config, options, events)
         self._written: dict[str, Any] = {}
+        # What the disk refused at the last look, as an event.
+        self._trouble: str | None = None
 
     # The life of a watcher.
 
@@ -188,7 +144,7 @@ class Watcher:
           0, or 1 where a run failed through no span's fault.
         """
         errors = self.state.counters.get("run_errors", 0)
-        while not self.stopping.is_set() and self.wake_up():
+        while not self.stopping.is_set() and self.look():
             pass
         return int(self.state.counters.get("run_errors", 0) > errors)
 
@@ -206,9 +162,8 @@ class Watcher:
         with _file_events(spans.folder_of(self.root), self.folder) as news:
             while not self.stopping.is_set():
                 news.clear()
-                if self.wake_up():
-                    continue
-                self._wait(news)
+                if not self.look():
+                    self._wait(news)
         self._events.tell("stopped")
 
     def stop(self) -> None:
@@ -218,6 +173,26 @@ class Watcher:
         if child is not None and child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
+
+    def look(self) -> bool:
+        """:meth:`wake_up`, where the disk may refuse anything at any time.
+
+        That is waited out, with growing pauses, and told once. What was decided
+        in the meantime is kept in memory and written later.
+        """
+        errors = self.state.errors
+        try:
+            worked = self.wake_up()
+        except (OSError, UserError) as e:
+            self.state.gauges["run_under_way"] = 0
+            event = "disk_full" if files.is_disk_full(e) else "run_error"
+            self._pause(event, str(e), tell=self._trouble != event)
+            self._trouble = event
+            return False
+        if self._trouble is not None and self.state.errors == errors:
+            self.state.errors, self.state.paused_until = 0, 0.0
+        self._trouble = None
+        return worked
 
     def wake_up(self) -> bool:
         """One look, and one step where there is something to do.
@@ -233,7 +208,7 @@ class Watcher:
         worked = False
         if self._promotion is not None:
             worked = self._promotion.step(self.state, self.save)
-        if not worked and not self.state.rollout and time.time() >= self.state.paused_until:
+        if not worked and not self.state.rollout and not self._paused():
             batch = self._due(manifests)
             if batch:
                 worked = self._run(batch)
@@ -274,11 +249,12 @@ class Watcher:
                 reason = f"replaced by version {newest[manifest.span]}"
                 record.update(status=state_lib.SUPERSEDED, reason=reason)
                 self._events.tell("superseded", span=manifest.key, reason=reason)
-        missing = spans.gaps(manifests)
-        for number in missing:
-            if number not in state.seen_gaps:
-                self._events.tell("gap", span=number, reason=f"there is no span {number}")
-        state.seen_gaps = missing
+        gaps = [list(gap) for gap in spans.gaps(manifests)]
+        for gap in gaps:
+            if gap not in state.seen_gaps:
+                text = spans.gap_text(*gap)
+                self._events.tell("gap", span=text, reason=f"there is no span {text}")
+        state.seen_gaps = gaps
         broken = [str(path) for path in spans.unpublished(self.root)]
         for path in broken:
             if path not in state.seen_unpublished:
@@ -295,7 +271,6 @@ class Watcher:
 
     def _due(self, manifests: list[spans.Manifest]) -> list[spans.Manifest]:
         """The next spans to look at together: as many as a window holds."""
-        now = time.time()
         used = sorted({int(k.split(".")[0]) for k, r in self.state.spans.items()
                        if r.get("status") in _USED and not r.get("harmful")})  # fmt: skip
         due = []
@@ -303,7 +278,7 @@ class Watcher:
             record = self.state.spans[manifest.key]
             if record.get("status", state_lib.NEW) not in state_lib.OPEN:
                 continue
-            if record.get("next_try", 0) > now:
+            if _seconds_until(record.get("next_try", 0), record.get("pause")) > 0:
                 continue
             later = sum(number > manifest.span for number in used)
             if later >= self.config.continuous.window and not record.get("accepted"):
@@ -316,20 +291,25 @@ class Watcher:
 
     def _wait(self, news: threading.Event) -> None:
         """Sleeps until there is news, a retry is due, or the interval is over."""
-        now = time.time()
-        ends = [now + self.options.interval]
-        ends += [
-            record["next_try"]
+        pauses = [self.options.interval]
+        pauses += [
+            _seconds_until(record["next_try"], record.get("pause"))
             for record in self.state.spans.values()
             if record.get("status") == state_lib.RETRY and "next_try" in record
         ]
-        if self.state.paused_until > now:
-            ends.append(self.state.paused_until)
+        if self._paused():
+            pauses.append(_seconds_until(self.state.paused_until))
         if self._promotion is not None and self.state.rollout:
-            ends.append(self._promotion.next_check(self.state))
-        end = max(min(ends), now + 0.05)
-        while not self.stopping.is_set() and time.time() < end:
-            if not news.wait(min(0.5, max(end - time.time(), 0.01))):
+            pauses.append(self._promotion.seconds_to_check(self.state))
+        if self._trouble is not None:
+            # News would be met by the same refusal.
+            pauses = [_seconds_until(self.state.paused_until)]
+        end = time.monotonic() + max(min(pauses), 0.05)
+        while not self.stopping.is_set() and time.monotonic() < end:
+            if not news.wait(min(0.5, max(end - time.monotonic(), 0.01))):
+                continue
+            if self._trouble is not None:
+                self.stopping.wait(0.5)
                 continue
             settled = time.monotonic() + _MAX_SETTLE_SECONDS
             while news.is_set() and time.monotonic() < settled:
@@ -363,24 +343,22 @@ class Watcher:
             cold=self.options.cold,
             result=str(result_path),
             submit=self.options.submit or [],
+            run_ids={
+                key: run_id for key in keys if (run_id := self.state.spans[key].get("started"))
+            },
         )
         logs = pathlib.Path(self.root) / "logs"
-        try:
-            job.write(self.folder / _JOB_FILE)
-            logs.mkdir(parents=True, exist_ok=True)
-            log_path = logs / f"watch-{time.strftime('%Y%m%d-%H%M%S')}-{keys[-1]}.log"
-            log = open(log_path, "ab")  # noqa: SIM115
-        except OSError as e:
-            self._pause("disk_full" if e.errno == 28 else "run_error", str(e))
-            return False
-        self._count("runs")
-        self.state.gauges["run_under_way"] = 1
-        # Before the run, so that a kill finds what was noticed, and `status` the run.
-        self.save(whole=True)
-        prometheus.write_text(self._registry, self.folder)
-        self._events.tell("run", spans=" ".join(keys), log=str(log_path))
-        started = time.monotonic()
-        with log:
+        job.write(self.folder / _JOB_FILE)
+        logs.mkdir(parents=True, exist_ok=True)
+        log_path = logs / f"watch-{time.strftime('%Y%m%d-%H%M%S')}-{keys[-1]}.log"
+        with open(log_path, "ab") as log:
+            self._count("runs")
+            self.state.gauges["run_under_way"] = 1
+            # Before the run, so that a kill finds what was noticed, and `status` the run.
+            self.save(whole=True)
+            prometheus.write_text(self._registry, self.folder)
+            self._events.tell("run", spans=" ".join(keys), log=str(log_path))
+            started = time.monotonic()
             code = self._call(self.folder / _JOB_FILE, log)
         self.state.gauges["run_under_way"] = 0
         self.state.gauges["last_run_timestamp_seconds"] = time.time()
@@ -426,7 +404,12 @@ class Watcher:
                        if o.get("status") == state_lib.COALESCED}  # fmt: skip
             result["outcomes"] = {k: o for k, o in result["outcomes"].items() if k not in waiting}
         for key, outcome in result["outcomes"].items():
+            self.state.spans.setdefault(key, {}).pop("started", None)
             self._settle(key, outcome)
+        for key, run_id in result.get("run_ids", {}).items():
+            record = self.state.spans.setdefault(key, {})
+            if record.get("status", state_lib.NEW) in state_lib.OPEN:
+                record["started"] = run_id
         if result["window"]:
             self.state.window = result["window"]
         if result["done"]:
@@ -456,18 +439,19 @@ class Watcher:
             record.update(tries=tries, reason=reason)
             if tries >= own.tries:
                 record.update(status=state_lib.FAILED)
-                record.pop("next_try", None)
+                record.pop("started", None)
+                _forget_pause(record)
                 self._events.tell(
                     "set_aside", span=key, tries=tries,
                     reason=f"{reason}; 'mnist-ae spans accept' tries again",
                 )  # fmt: skip
             else:
                 pause = own.retry_seconds * 2 ** (tries - 1)
-                record.update(status=state_lib.RETRY, next_try=time.time() + pause)
+                record.update(status=state_lib.RETRY, next_try=time.time() + pause, pause=pause)
                 self._events.tell("retry", span=key, tries=tries, seconds=pause, reason=reason)
             return
         record.update(outcome, tries=0, decided=time.time())
-        record.pop("next_try", None)
+        _forget_pause(record)
         shown = {k: outcome[k] for k in ("run_id", "pushed_version") if outcome.get(k)}
         golden = outcome.get("golden")
         if golden:
@@ -479,16 +463,36 @@ class Watcher:
             if self._promotion is not None:
                 self._promotion.begin(self.state, int(outcome["pushed_version"]))
 
-    def _pause(self, event: str, reason: str) -> None:
+    def _pause(self, event: str, reason: str, *, tell: bool = True) -> None:
         """After a failure that is no span's fault: later, and ever later."""
         self._count("run_errors")
         self.state.errors += 1
-        pause = self.config.continuous.retry_seconds * 2 ** (self.state.errors - 1)
-        self.state.paused_until = time.time() + min(pause, _MAX_PAUSE_SECONDS)
-        self._events.tell(event, seconds=min(pause, _MAX_PAUSE_SECONDS), reason=reason)
+        doublings = min(self.state.errors - 1, _MAX_DOUBLINGS)
+        pause = min(self.config.continuous.retry_seconds * 2**doublings, _MAX_PAUSE_SECONDS)
+        self.state.paused_until = time.time() + pause
+        if tell:
+            self._events.tell(event, seconds=pause, reason=reason)
+
+    def _paused(self) -> bool:
+        return _seconds_until(self.state.paused_until) > 0
 
     def _count(self, name: str) -> None:
         self.state.counters[name] = self.state.counters.get(name, 0) + 1
+
+
+def _seconds_until(moment: float, pause: float | None = None) -> float:
+    """Seconds until a Unix time that was set ``pause`` seconds ahead; never negative.
+
+    A moment further ahead than that was set by a clock that has been put back
+    since: it has come.
+    """
+    seconds = moment - time.time()
+    return 0.0 if seconds > (pause or _MAX_PAUSE_SECONDS) else max(seconds, 0.0)
+
+
+def _forget_pause(record: dict[str, Any]) -> None:
+    record.pop("next_try", None)
+    record.pop("pause", None)
 
 
 def _last_line(path: pathlib.Path) -> str:
@@ -508,9 +512,9 @@ def _file_events(*folders: pathlib.Path) -> Iterator[threading.Event]:
     inotify watches), the interval alone wakes the watcher.
     """
     news = threading.Event()
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
     try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
         from watchdog.events import FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
 

@@ -131,6 +131,70 @@ def test_a_soak_goes_on_where_a_killed_watcher_left_it(root, trained_run):
         assert labels(root).stable == 2
 
 
+class Probed:
+    """A Promotion of version 2 over 1 on a server that answers alike for both."""
+
+    def __init__(self, root, monkeypatch, **continuous):
+        for version in ("1", "2"):
+            (root / "serving" / "simple" / version).mkdir(parents=True)
+            (root / "serving" / "simple" / version / "saved_model.pb").write_bytes(b"-")
+        monkeypatch.setattr(promotion.Promotion, "compare", lambda *_: self.found)
+        self.found = {"canary": 0.01, "stable": 0.01}
+        self.now = 1_000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        self.told = []
+        conf = config.parse({"root": str(root), "model": "simple", "continuous": continuous})
+        options = watcher.Options(None, [], auto_promote=True, target="127.0.0.1:1")
+        events = watcher.make_events(conf, self.told.append)
+        self._promotion = promotion.Promotion(conf, options, events)
+        self.state = state.State()
+        self._promotion.begin(self.state, 2)
+        self.state.rollout.update(started=time.time(), stable=1)
+
+    def step(self, seconds):
+        """A look after so many seconds; gives the events since."""
+        self.now += seconds
+        before = len(self.told)
+        self._promotion.step(self.state, lambda: None)
+        return [event["event"] for event in self.told[before:]]
+
+
+def test_a_clock_that_jumps_promotes_nobody(tmp_path, monkeypatch):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=600.0, soak_checks=2)
+    assert soak.step(0) == []
+    for days in (1, -1):
+        now = time.time
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda now=now, days=days: now() + days * 86_400)
+            assert soak.step(60) == []
+    assert soak.state.rollout["version"] == 2
+    assert soak.step(600) == ["promoted"]
+    assert soak.state.rollout == {} and soak.state.serving == 2
+
+
+def test_a_soak_has_as_many_comparisons_as_was_said(tmp_path, monkeypatch):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=600.0, soak_checks=4)
+    # As where the watcher sleeps longer than the soak, or is a cron job.
+    assert [soak.step(1_000) for _ in range(4)] == [[], [], [], ["promoted"]]
+
+
+def test_a_reboot_starts_the_clock_of_a_soak_again(tmp_path, monkeypatch):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=600.0, soak_checks=1)
+    assert soak.step(0) == []
+    soak.state.rollout["boot"] = "another"
+    assert soak.step(100_000) == []
+    assert soak.step(599) == []
+    assert soak.step(60) == ["promoted"]
+
+
+def test_a_worse_canary_is_rolled_back_at_once(tmp_path, monkeypatch):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=600.0)
+    soak.found = {"canary": 0.02, "stable": 0.01}
+    assert soak.step(0) == ["rolled_back"]
+    assert "limit +5.0%" in soak.told[-1]["reason"]
+    assert soak.state.serving == 1
+
+
 def test_a_withdrawn_version_is_marked_in_the_metadata(trained_run, tmp_path):
     shutil.copy(trained_run.root / "metadata.sqlite", tmp_path)
     version = os.path.basename(trained_run.model_path)

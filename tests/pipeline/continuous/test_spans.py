@@ -96,7 +96,8 @@ def test_numbers_versions_and_gaps(digits, tmp_path, capsys):
         assert not done.duplicate, number
     assert [m.key for m in spans.scan(root)] == ["9.1", "9.2", "10.1", "12.1"]
     assert [m.key for m in spans.newest_versions(spans.scan(root))] == ["9.2", "10.1", "12.1"]
-    assert spans.gaps(spans.scan(root)) == [11]
+    assert spans.missing(spans.scan(root)) == [11]
+    assert spans.gaps(spans.scan(root)) == [(11, 11)]
     assert cli.main(["spans", "--root", str(root)]) == 0
     assert "no span 11" in capsys.readouterr().out
     # What a correction replaced may come back as a correction.

@@ -1,5 +1,6 @@
 """The watcher's decisions, with a stand-in for the run; test_month.py has the real one."""
 
+import errno
 import http.server
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline import cli, config
 from pipeline.continuous import events, spans, state, watcher
+from serving import files
 
 SOURCE = {"kind": "numpy", "images": "-"}
 
@@ -208,7 +210,7 @@ def test_gaps_and_folders_without_a_manifest_are_told_once(root, digits):
     said = []
     make(root, said).once()
     make(root, said).once()
-    assert [e["span"] for e in said if e["event"] == "gap"] == [2, 3]
+    assert [e["span"] for e in said if e["event"] == "gap"] == ["2-3"]
     assert sum(e["event"] == "ignored" for e in said) == 1
     assert batches(root) == ["1.1 4.1"]
 
@@ -227,6 +229,91 @@ def test_a_wake_up_with_nothing_new_is_cheap_and_leaks_nothing(root, digits):
     assert (time.monotonic() - started) / 1_000 < 0.1
     assert process.memory_info().rss - before < 2 * 2**20
     assert len(batches(root)) == 2
+
+
+@pytest.mark.parametrize("code, event", [(errno.ENOSPC, "disk_full"), (errno.EIO, "run_error")])
+@pytest.mark.parametrize("place", ["write_json", "scan", "open"])
+def test_what_the_disk_refuses_is_waited_out_and_told_once(
+    root, digits, monkeypatch, code, event, place
+):
+    publish(root, digits, 0)
+    said = []
+    watch = make(root, said, retry_seconds=0.05)
+
+    def refuse(*arguments, **options):
+        raise OSError(code, os.strerror(code), "state.json")
+
+    if place == "write_json":
+        monkeypatch.setattr(files, "write_json", refuse)
+    elif place == "scan":
+        monkeypatch.setattr(spans, "scan", refuse)
+    else:
+        monkeypatch.setattr(watcher, "open", refuse, raising=False)
+    for _ in range(4):
+        assert watch.once() == 1
+        assert wait_for(lambda: time.time() >= watch.state.paused_until)
+    assert [e["seconds"] for e in said if e["event"] == event][:1] == [0.05]
+    assert watch.state.errors == 4
+    assert sum(e["event"] == event for e in said) == 1
+    monkeypatch.undo()
+    watch.once()
+    watch.once()
+    assert statuses(root) == {"1.1": "pushed"}
+    assert watch.state.errors == 0
+
+
+def test_pauses_grow_to_an_hour_and_not_for_ever(root, digits):
+    publish(root, digits, 0)
+    plan(root, **{"1_1": "exit 1"})
+    known = state.State(errors=5_000)
+    state.write(root, known)
+    said = []
+    make(root, said, retry_seconds=10.0).once()
+    assert [e["seconds"] for e in said if e["event"] == "run_error"] == [3_600.0]
+
+
+def test_a_clock_that_is_put_back_delays_no_retry(root, digits, monkeypatch):
+    publish(root, digits, 0)
+    plan(root, **{"1_1": "error"})
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 86_400)
+    make(root, retry_seconds=5.0).once()
+    monkeypatch.undo()
+    plan(root)
+    make(root).once()
+    assert statuses(root) == {"1.1": "pushed"}
+
+
+def test_spans_that_are_numbered_by_date_cost_nothing(root, digits):
+    publish(root, digits, 0, 7)
+    publish(root, digits, 1, 20240101)
+    publish(root, digits, 2, 20240103)
+    said = []
+    watch = make(root, said)
+    started = time.monotonic()
+    watch.once()
+    assert time.monotonic() - started < 5
+    gaps = [e["span"] for e in said if e["event"] == "gap"]
+    assert gaps == ["8-20240100", "20240102"]
+    assert (root / "continuous" / "state.json").stat().st_size < 10_000
+
+
+def test_a_status_keeps_no_watcher_out(root):
+    with watcher.watching(str(root)) as alone:
+        assert alone and watcher.owner(str(root)) == os.getpid()
+        with watcher.watching(str(root)) as second:
+            assert not second
+    ending = threading.Event()
+    asking = threading.Thread(
+        target=lambda: [watcher.owner(str(root)) for _ in iter(ending.is_set, True)]
+    )
+    asking.start()
+    for _ in range(300):
+        with watcher.watching(str(root)) as alone:
+            assert alone
+    ending.set()
+    asking.join()
+    assert watcher.owner(str(root)) is None
 
 
 def start(root, *arguments):
