@@ -35,7 +35,7 @@ from components.drift.component import DriftMonitor
 from components.image_index.component import ImageIndex
 from components.mnist_example_gen.component import MnistExampleGen
 from components.pca_reference import PcaReference
-from components.pusher import AtomicPusher
+from components.pusher.component import AtomicPusher
 from components.report.component import RunReport
 from components.serving_validator.component import ServingValidator
 from components.span_gate.component import SpanGate

@@ -21,7 +21,7 @@ class MnistExampleGen(example_gen.FileBasedExampleGen):
     ``{SPAN}`` and ``{VERSION}`` in ``pattern``.
     """
 
-    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.IdxExecutor)
 
     def __init__(
         self,

@@ -13,8 +13,9 @@ import pyarrow as pa
 import tensorflow as tf
 from google.protobuf import struct_pb2
 from tfx import types
-from tfx.components.example_gen import base_example_gen_executor, write_split
+from tfx.components.example_gen import write_split
 from tfx.components.util import examples_utils
+from tfx.dsl.components.base import base_beam_executor
 from tfx.dsl.io import fileio
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact_utils, standard_component_specs
@@ -74,19 +75,6 @@ def read_slice(piece: Slice) -> Iterator[bytes]:
         yield from encode_examples(chunk, digits)
 
 
-@beam.ptransform_fn
-def IdxToExamples(  # noqa: N802: Beam names transforms so
-    pipeline: beam.Pipeline, exec_properties: dict[str, Any], split_pattern: str
-) -> beam.PCollection:
-    """Reads the IDX files that match ``split_pattern`` as serialized examples."""
-    return (
-        pipeline
-        | "Slices" >> beam.Create(cut(split_files(exec_properties, split_pattern)))
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(read_slice).with_output_types(bytes)
-    )
-
-
 def split_files(exec_properties: dict[str, Any], split_pattern: str) -> idx.SplitFiles:
     """The files of a split, from the pattern that the driver resolved."""
     base = exec_properties[standard_component_specs.INPUT_BASE_KEY]
@@ -123,12 +111,8 @@ def write_shard(element: tuple[int, Slice], split_uri: str, shards: int) -> int:
     return count
 
 
-class Executor(base_example_gen_executor.BaseExampleGenExecutor):
+class IdxExecutor(base_beam_executor.BaseBeamExecutor):
     """Reads IDX files in parallel slices and writes one shard a slice."""
-
-    def GetInputSourceToExamplePTransform(self) -> beam.PTransform:  # noqa: N802
-        """See the base class; used where the output is split by hash."""
-        return IdxToExamples
 
     def Do(  # noqa: N802
         self,
@@ -141,27 +125,18 @@ class Executor(base_example_gen_executor.BaseExampleGenExecutor):
         Raises:
           DataError: A file is damaged, empty or does not fit; nothing is published.
         """
+        self._log_startup(input_dict, output_dict, exec_properties)
         input_config = example_gen_pb2.Input()
         proto_utils.json_to_proto(
             exec_properties[standard_component_specs.INPUT_CONFIG_KEY], input_config
-        )
-        output_config = example_gen_pb2.Output()
-        proto_utils.json_to_proto(
-            exec_properties[standard_component_specs.OUTPUT_CONFIG_KEY], output_config
         )
         files = {s.name: split_files(exec_properties, s.pattern) for s in input_config.splits}
         infos = {name: idx.check_split(f, open_remote) for name, f in files.items()}
         artifact = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )
-        if output_config.split_config.splits:
-            super().Do(input_dict, output_dict, exec_properties)
-            counts = {name: info.count for name, info in infos.items()}
-        else:
-            self._log_startup(input_dict, output_dict, exec_properties)
-            keep = labels_to_keep(exec_properties)
-            outputs, counts = plan_outputs(files, infos, keep)
-            self._write_splits(outputs, artifact)
+        outputs, counts = plan_outputs(files, infos, labels_to_keep(exec_properties))
+        self._write_splits(outputs, artifact)
         digest = idx.combine_digests(infos)
         base = exec_properties[standard_component_specs.INPUT_BASE_KEY]
         artifact.set_string_custom_property(DIGEST_PROPERTY, digest)
@@ -210,8 +185,8 @@ def plan_outputs(
     """What to write where.
 
     Args:
-      files: By split.
-      infos: By split.
+      files: Where each split is.
+      infos: What each holds.
       keep: Digits to keep; the others of the eval files then form the split
         ``held_out``, the anomalies that a one-class model has to find.
 

@@ -1,5 +1,1 @@
-"""AtomicPusher: TFX's Pusher with versions that appear whole or not at all."""
-
-from components.pusher.component import AtomicPusher
-
-__all__ = ["AtomicPusher"]
+"""What makes a blessed model a version of its servable."""

@@ -19,8 +19,8 @@ def ingest(folder, output, pattern="", keep_labels=None, **options):
     properties = driver.FileBasedDriver(None).resolve_exec_properties(properties, None, None)
     artifact = standard_artifacts.Examples()
     artifact.uri = str(output)
-    example_gen.Executor(
-        example_gen.Executor.Context(
+    example_gen.IdxExecutor(
+        example_gen.IdxExecutor.Context(
             beam_pipeline_args=["--runner=DirectRunner", "--direct_running_mode=in_memory"],
             tmp_dir=str(output) + "-tmp",
             unique_id="1",

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from components.pusher import executor
+from components.pusher import component
 
 
 @pytest.fixture
@@ -27,39 +27,39 @@ def files(folder):
 
 
 def test_a_version_holds_the_model_and_its_origin(tmp_path, model):
-    path = executor.push(model, str(tmp_path / "serving"), "uri/7")
-    assert files(path) == sorted([*files(model), executor.ORIGIN_FILE])
-    with open(os.path.join(path, executor.ORIGIN_FILE)) as f:
+    path = component.push(model, str(tmp_path / "serving"), "uri/7")
+    assert files(path) == sorted([*files(model), component.ORIGIN_FILE])
+    with open(os.path.join(path, component.ORIGIN_FILE)) as f:
         assert json.load(f) == {"uri": "uri/7"}
 
 
 def test_versions_only_grow_even_when_the_clock_goes_back(tmp_path, model, monkeypatch):
     base = str(tmp_path / "serving")
     clock = iter([1_000, 1_000, 900])
-    monkeypatch.setattr(executor.time, "time", lambda: next(clock))
-    names = [os.path.basename(executor.push(model, base, f"uri/{i}")) for i in range(3)]
+    monkeypatch.setattr(component.time, "time", lambda: next(clock))
+    names = [os.path.basename(component.push(model, base, f"uri/{i}")) for i in range(3)]
     assert names == ["1000", "1001", "1002"]
 
 
 def test_the_same_model_is_not_pushed_twice(tmp_path, model):
     base = str(tmp_path / "serving")
-    assert executor.push(model, base, "uri/1") == executor.push(model, base, "uri/1")
-    assert len(executor.versions(base)) == 1
+    assert component.push(model, base, "uri/1") == component.push(model, base, "uri/1")
+    assert len(component.versions(base)) == 1
 
 
 def test_an_older_model_is_pushed_again_as_the_newest(tmp_path, model):
     base = str(tmp_path / "serving")
-    first = executor.push(model, base, "uri/1")
-    executor.push(model, base, "uri/2")
-    again = executor.push(model, base, "uri/1")
+    first = component.push(model, base, "uri/1")
+    component.push(model, base, "uri/2")
+    again = component.push(model, base, "uri/1")
     assert again != first
-    assert os.path.basename(again) == str(executor.versions(base)[-1])
+    assert os.path.basename(again) == str(component.versions(base)[-1])
 
 
 def test_what_a_killed_push_left_is_removed(tmp_path, model):
     base = tmp_path / "serving"
     (base / "_tmp.1234").mkdir(parents=True)
-    executor.push(model, str(base), "uri/1")
+    component.push(model, str(base), "uri/1")
     assert [name for name in os.listdir(base) if not name.isdigit()] == []
 
 
@@ -67,7 +67,7 @@ def test_the_push_of_another_pod_is_left_alone(tmp_path, model):
     base = tmp_path / "serving"
     (base / "_tmp.1234.7@another-pod").mkdir(parents=True)
     (base / f"_tmp.5678.{os.getpid()}@{socket.gethostname()}").mkdir()
-    executor.push(model, str(base), "uri/1")
+    component.push(model, str(base), "uri/1")
     assert len([name for name in os.listdir(base) if name.startswith("_tmp.")]) == 2
 
 
@@ -75,7 +75,7 @@ def test_two_pods_that_push_in_the_same_second_get_two_versions(tmp_path, model)
     base, paths = str(tmp_path / "serving"), []
 
     def push(i: int) -> None:
-        paths.append(executor.push(model, base, f"uri/{i}"))
+        paths.append(component.push(model, base, f"uri/{i}"))
 
     threads = [threading.Thread(target=push, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -89,12 +89,12 @@ def test_two_pods_that_push_in_the_same_second_get_two_versions(tmp_path, model)
 def test_a_watcher_never_sees_half_a_version(tmp_path, model):
     base = str(tmp_path / "serving")
     os.makedirs(base)
-    expected = sorted([*files(model), executor.ORIGIN_FILE])
+    expected = sorted([*files(model), component.ORIGIN_FILE])
     done, partial, looks = threading.Event(), [], [0]
 
     def watch():
         while not done.is_set():
-            for version in executor.versions(base):
+            for version in component.versions(base):
                 looks[0] += 1
                 found = files(os.path.join(base, str(version)))
                 if found != expected:
@@ -103,7 +103,7 @@ def test_a_watcher_never_sees_half_a_version(tmp_path, model):
     watcher = threading.Thread(target=watch)
     watcher.start()
     for i in range(15):
-        executor.push(model, base, f"uri/{i}")
+        component.push(model, base, f"uri/{i}")
     done.set()
     watcher.join()
     assert looks[0] > 0
