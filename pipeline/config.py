@@ -93,12 +93,12 @@ class DataConfig(Settings):
 
 
 class TunerConfig(Settings):
-    """Whether and how to search for better hyper-parameters before the training.
+    """The search for better hyper-parameters before the training.
 
     Attributes:
-      enabled: Whether to.
+      enabled: Search for them.
       trials: Trainings to try.
-      epochs: Of a trial; None is a fifth of the training's, at least one.
+      epochs: Epochs of a trial; None is a fifth of the training's, at least one.
     """
 
     enabled: bool = False
@@ -112,7 +112,7 @@ class EvaluatorConfig(Settings):
     Attributes:
       max_mse: Absolute bound on the mean MSE; None takes the catalogue's.
       max_increase: How much worse than the baseline, relative to it.
-      baseline: Whether to compare with the last blessed model of the servable.
+      baseline: Compare with the last blessed model of the servable.
     """
 
     max_mse: PositiveFloat | None = None
@@ -276,7 +276,7 @@ class WorkersConfig(Settings):
       count: Pods that train together; 1 trains in the Trainer's own pod.
       kind: ``job`` (an indexed Kubernetes Job), ``tfjob`` (Kubeflow's training
         operator) or ``local`` (processes of the Trainer's pod).
-      port: Of the workers.
+      port: The port that workers talk on.
       gpus: Number of ``nvidia.com/gpu`` a worker.
       cpu: Kubernetes quantity a worker.
       memory: Kubernetes quantity a worker.
@@ -295,16 +295,16 @@ class KubeflowConfig(Settings):
 
     Attributes:
       image: The project's image, with a tag or digest.
-      namespace: Of the runs and of what they start.
+      namespace: Namespace of the runs and of what they start.
       volume_claim: PersistentVolumeClaim that every node mounts; None for none.
-      mount_path: Where it is mounted.
+      mount_path: The folder where it is mounted.
       data_dir: Folder with the IDX files, or with ``span-N`` folders of them.
       span: Which span: ``latest`` or a number.
       pipeline_root: Where artifacts go: on the volume or ``gs://``.
       push_dir: Folder above the servables, that TensorFlow Serving reads.
       metadata_url: ML Metadata store: ``mysql://USER@HOST:PORT/DATABASE``,
         ``grpc://HOST:PORT`` or ``sqlite:///PATH``.
-      defaults: Of all nodes, over one CPU, 2 GiB, two retries and an hour.
+      defaults: What every node gets, over one CPU, 2 GiB, two retries and an hour.
       nodes: By node, over the defaults.
       workers: Distributed training.
     """
@@ -347,13 +347,13 @@ class PipelineConfig(Settings):
     """Everything a run needs to know.
 
     Attributes:
-      name: Of the pipeline, in ML Metadata.
+      name: The pipeline's name in ML Metadata.
       root: Folder of all that a run writes.
-      cache: Whether what was computed from the same input is used again.
+      cache: Use again what was computed from the same input.
       data: What to train on.
       model: The selected model and its hyper-parameters.
       trainer: How to train.
-      tuner: Whether to search for better hyper-parameters first.
+      tuner: The search for better hyper-parameters.
       evaluator: When a model is good enough.
       validator: What it must show before it is pushed.
       pusher: Where models are served from.

@@ -97,17 +97,18 @@ class Checkpointer(keras.callbacks.Callback):
             self.phase, self.epoch = phase, 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """See the base class."""
+        """Judges the epoch, stops where patience has run out, and saves now and then."""
         logs = {key: float(value) for key, value in (logs or {}).items()}
         self.epoch = epoch + 1
         self.history.append(logs)
-        if self._watching and self._monitor is not None:
-            value = logs[self._monitor]
-            if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"{self._monitor} is {value} after epoch {epoch + 1}: the training diverged; "
-                    "lower trainer.learning_rate"
-                )
+        judged = self._monitor if self._watching and self._monitor else "loss"
+        value = logs[judged]
+        if not np.isfinite(value):
+            raise FloatingPointError(
+                f"{judged} is {value} after epoch {epoch + 1}: the training diverged; "
+                "lower trainer.learning_rate"
+            )
+        if self._watching:
             if self._best is None or value < self._best:
                 self._best, self._waited = value, 0
                 self._best_weights = self.model.get_weights()
@@ -119,13 +120,13 @@ class Checkpointer(keras.callbacks.Callback):
             self.save()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """See the base class: the best weights are put back."""
+        """Puts the best weights back."""
         if self._watching and self._best_weights is not None:
             self.model.set_weights(self._best_weights)
 
     @property
     def stopped(self) -> bool:
-        """Whether patience had run out already when the training was interrupted."""
+        """True where patience had run out already when the training was interrupted."""
         return bool(self._watching and self._patience and self._waited >= self._patience)
 
     def save(self) -> None:

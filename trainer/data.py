@@ -139,6 +139,30 @@ def mask_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return masked
 
 
+def hide_labels(
+    training: Examples, validation: Examples, budget: int | None, seed: int
+) -> tuple[Examples, Examples]:
+    """Hides the labels that a model must not see.
+
+    Args:
+      training: The training examples.
+      validation: Those that are set aside. They choose the best epoch, so their
+        labels would be learnt from, too.
+      budget: How many labels the model may see; None is all.
+      seed: Which ones.
+
+    Returns:
+      Training examples with ``budget`` labels, and validation examples with none.
+
+    Raises:
+      ValueError: Fewer labels are known.
+    """
+    if budget is None:
+        return training, validation
+    masked = mask_labels(training.labels, budget, seed)
+    return training.with_labels(masked), validation.without_labels()
+
+
 def steps_per_epoch(count: int, batch_size: int, replicas: int) -> int:
     """Optimizer steps an epoch; the remainder of each permutation is left out."""
     return max(1, count // (batch_size * replicas))
@@ -163,7 +187,7 @@ def training_batches(
       batch_size: Images a replica and step.
       labelled_batch_size: Labelled examples appended to every batch, drawn
         anew from those whose label is known.
-      seed: Of the permutations.
+      seed: Seed of the permutations.
       first_epoch: Where to begin, for a resumed training.
       epochs: Where to end.
       context: Which input pipeline this is, of how many.
@@ -299,7 +323,7 @@ def streamed_batches(
 def evaluation_batches(examples: Examples, preprocess: Preprocessor) -> tf.data.Dataset:
     """All examples once, in order, in batches ``(images, labels)`` of up to 1,000.
 
-    Under a strategy, Keras gives every worker and replica its share.
+    Under a strategy, Keras gives every worker and replica its part.
     """
     dataset = tf.data.Dataset.from_tensor_slices((examples.images, examples.labels))
     dataset = dataset.batch(_EVAL_BATCH)

@@ -18,7 +18,7 @@ _PICTURES = 16
 _PICTURE_EPOCHS = 10
 
 
-class Progress(keras.callbacks.Callback):
+class ProgressLog(keras.callbacks.Callback):
     """Reports how far the training is, a few times a second at most.
 
     Attributes:
@@ -37,22 +37,22 @@ class Progress(keras.callbacks.Callback):
         self._logger = logging.getLogger(PROGRESS_LOGGER)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """See the base class."""
+        """Starts the epoch's clock."""
         self._epoch = epoch
         self._started = time.monotonic()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """See the base class: the epoch's training is over, its validation begins."""
+        """Stops it: the epoch's training is over, its validation begins."""
         self.epoch_seconds.append(time.monotonic() - self._started)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """See the base class."""
+        """Reports a fraction of an epoch, if the last report is old enough."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._min_seconds
             self._report(self._epoch + (batch + 1) / self._steps, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """See the base class."""
+        """Reports the epoch with the losses of its validation."""
         self._report(epoch + 1, logs or {})
 
     def _report(self, done: float, logs: dict[str, Any]) -> None:
@@ -85,13 +85,13 @@ class Pictures(keras.callbacks.Callback):
         self._epoch = 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """See the base class."""
+        """Writes pictures of every tenth epoch."""
         self._epoch = epoch
         if epoch % _PICTURE_EPOCHS == 0:
             self._write()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """See the base class."""
+        """Writes the last pictures."""
         self._write()
         self._writer.close()
 

@@ -1,14 +1,15 @@
 """The Trainer component's entry point: data, model, strategy, fit, export.
 
-:func:`run_fn` is called by TFX. A :class:`TrainingJob` holds all it needs, as
-plain data: its digest names the checkpoints, and a multi-worker training runs
-it in processes of its own (``python -m trainer.run_fn JOB.json``), because
-TensorFlow wants that strategy made before anything else.
+TFX calls :func:`run_fn`, which trains a :class:`~trainer.job.TrainingJob`. A
+multi-worker training runs it in processes of its own (``python -m
+trainer.run_fn JOB.json``), because TensorFlow wants that strategy made before
+anything else.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,6 @@ from trainer.job import MULTI_WORKER, CustomConfig, TrainingJob
 from trainer.models import build_model
 from trainer.models.base import Autoencoder, per_image_mse
 from trainer.models.keras_api import keras
-
-_logger = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
 
@@ -61,19 +61,56 @@ def run_fn(fn_args: Any) -> None:
         train(job)
 
 
-@dataclasses.dataclass
-class _Session:
-    """A training in its surroundings, ready to be fitted."""
+def train(job: TrainingJob) -> None:
+    """Trains and exports; every worker of a multi-worker training calls it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        chief = strategy.is_chief()
+        # Every worker writes its part of a checkpoint; only the chief's counts.
+        own = job if chief else job.replaced(checkpoint_root=scratch, log_dir=scratch)
+        prepared = _prepare(own)
+        fitted = _fit(own, prepared)
+        if chief:
+            _export(own, prepared, fitted)
+            fitted.checkpoints.discard()
+
+
+def train_only(job: TrainingJob) -> list[dict[str, float]]:
+    """Trains without exporting anything.
+
+    Returns:
+      The logs of every epoch.
+    """
+    fitted = _fit(job, _prepare(job))
+    fitted.checkpoints.discard()
+    return fitted.checkpoints.history
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A training in its surroundings, ready to be fitted.
+
+    Attributes:
+      model: Built under the strategy, perhaps with the weights of another.
+      restored: Variables that came from the model to start from.
+      batches: Training batches of one replica; see :func:`data.training_batches`
+        for the keyword arguments that are left.
+      count: Number of training images.
+      validation: Images that are set aside.
+      preprocess: Transform's graph.
+      distribution: The strategy.
+    """
 
     model: Autoencoder
-    training: data.Examples | data.Stream
+    restored: int
+    batches: Callable[..., tf.data.Dataset]
+    count: int
     validation: data.Examples
     preprocess: data.Preprocessor
     distribution: tf.distribute.Strategy
-    restored: int = 0
 
 
-def _prepare(job: TrainingJob) -> _Session:
+def _prepare(job: TrainingJob) -> _Prepared:
+    """Data, model and strategy."""
     options = job.options
     distribution = strategy.make_strategy(options.strategy)
     strategy.set_precision(options.mixed_precision)
@@ -84,124 +121,65 @@ def _prepare(job: TrainingJob) -> _Session:
         restored = 0
         if job.base_model:
             restored = warm_start.restore(model, job.model.name, job.base_model)
-    training, validation = _load(job, model)
-    return _Session(model, training, validation, preprocess, distribution, restored)
-
-
-def _load(
-    job: TrainingJob, model: Autoencoder
-) -> tuple[data.Examples | data.Stream, data.Examples]:
-    """Training and validation examples, with the labels that the model may see."""
-    options = job.options
+    training: data.Examples | data.Stream
     if options.streaming:
         if model.uses_labels:
             raise ValueError(f"trainer.streaming: model {job.model.name!r} looks at labels")
-        return data.open_stream(job.train_files, options.validation_fraction)
-    training, validation = data.split_validation(
-        data.read_examples(job.train_files), options.validation_fraction, options.seed
-    )
-    return _visible_labels(model, training, options.seed), validation
+        training, validation = data.open_stream(job.train_files, options.validation_fraction)
+        batches = functools.partial(data.streamed_batches, training, preprocess)
+    else:
+        training, validation = data.split_validation(
+            data.read_examples(job.train_files), options.validation_fraction, options.seed
+        )
+        training, validation = data.hide_labels(
+            training, validation, model.hp.label_budget, options.seed
+        )
+        batches = functools.partial(
+            data.training_batches,
+            training,
+            preprocess,
+            labelled_batch_size=model.labelled_batch_size,
+        )
+    return _Prepared(model, restored, batches, len(training), validation, preprocess, distribution)
 
 
-def _checkpointer(job: TrainingJob, model: Autoencoder, root: str) -> Checkpointer:
-    return Checkpointer(
-        os.path.join(root, job.digest()),
-        monitor=model.monitor,
-        patience=job.options.patience,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """What a training leaves beside the weights.
 
-
-def train_only(job: TrainingJob) -> list[dict[str, float]]:
-    """Trains without exporting anything.
-
-    Returns:
-      The logs of every epoch.
+    Attributes:
+      checkpoints: With the logs of every epoch.
+      seconds: How long it took, from the first batch to the last validation.
+      epoch_seconds: Seconds by epoch, of those that were trained now.
     """
-    session = _prepare(job)
-    checkpointer = _checkpointer(job, session.model, job.checkpoint_root)
-    _fit(session, job, checkpointer, log_dir=job.log_dir)
-    checkpointer.discard()
-    return checkpointer.history
+
+    checkpoints: Checkpointer
+    seconds: float
+    epoch_seconds: list[float]
 
 
-def train(job: TrainingJob) -> None:
-    """Trains and exports; every worker of a multi-worker training calls it."""
-    session = _prepare(job)
-    chief = strategy.is_chief()
-    with tempfile.TemporaryDirectory() as scratch:
-        # Every worker writes its share of a checkpoint; only the chief's counts.
-        checkpointer = _checkpointer(job, session.model, job.checkpoint_root if chief else scratch)
-        started = time.monotonic()
-        epoch_seconds = _fit(session, job, checkpointer, log_dir=job.log_dir if chief else scratch)
-        seconds = time.monotonic() - started
-    if chief:
-        timing = {"seconds": seconds, "epoch_seconds": epoch_seconds}
-        _export(job, session, checkpointer.history, timing)
-        checkpointer.discard()
-
-
-def _export(
-    job: TrainingJob,
-    session: _Session,
-    history: list[dict[str, float]],
-    timing: dict[str, Any],
-) -> None:
-    """Writes the SavedModel and ``training.json``."""
-    options = job.options
-    # A model of its own, outside the strategy: plain variables, nothing left of
-    # the training.
-    strategy.set_precision(False)
-    model = build_model(job.model.name, job.model.hyperparameters, seed=options.seed)
-    model.set_weights(session.model.get_weights())
-    threshold = anomaly_threshold(
-        model, session.validation, session.preprocess, options.anomaly_quantile
-    )
-    facts = {
-        **job.facts,
-        "training": options.model_dump(),
-        "training_images": len(session.training),
-        "validation_images": len(session.validation),
-    }
-    if job.base_model:
-        facts["warm_start"] = {"model": job.base_model, "restored": session.restored}
-    served = signatures.ServedAutoencoder(model, session.preprocess, threshold)
-    signatures.export(served, job.model.spec, job.model_dir, facts=facts)
-    warm_start.save(model, job.model.name, job.model_dir)
-    summary = {
-        **timing,
-        "epochs": len(history),
-        "history": history,
-        "anomaly_threshold": threshold,
-        **facts,
-    }
-    with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE), "w") as f:
-        json.dump(summary, f, indent=2)
-
-
-def _fit(
-    session: _Session, job: TrainingJob, checkpointer: Checkpointer, *, log_dir: str
-) -> list[float]:
-    """Runs the model's phases, from where an interrupted training stood.
-
-    Returns:
-      Seconds by epoch, of those that were trained now.
-    """
-    options = job.options
-    model, distribution = session.model, session.distribution
-    training, validation, preprocess = session.training, session.validation, session.preprocess
+def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
+    """Runs the model's phases, from where an interrupted training stood."""
+    options, model, distribution = job.options, prepared.model, prepared.distribution
     replicas = distribution.num_replicas_in_sync
-    batch_size = min(options.batch_size, max(1, len(training) // replicas))
-    steps = data.steps_per_epoch(len(training), batch_size, replicas)
+    batch_size = min(options.batch_size, max(1, prepared.count // replicas))
+    steps = data.steps_per_epoch(prepared.count, batch_size, replicas)
     phases = model.phases(options.epochs)
     if job.base_model:
         # What comes before the model as a whole is trained is in its weights already.
         phases = tuple(itertools.dropwhile(lambda phase: not phase.main, phases))
-    pictures = next(iter(data.evaluation_batches(validation, preprocess)))[0]
-    checkpointer.set_model(model)
-    checkpointer.restore_progress()
-    done = sum(phase.epochs for phase in phases[: checkpointer.phase])
-    seconds: list[float] = []
-    for index in range(checkpointer.phase, len(phases)):
+    checkpoints = Checkpointer(
+        os.path.join(job.checkpoint_root, job.digest()),
+        monitor=model.monitor,
+        patience=options.patience,
+    )
+    checkpoints.set_model(model)
+    checkpoints.restore_progress()
+    validation = data.evaluation_batches(prepared.validation, prepared.preprocess)
+    pictures = next(iter(validation))[0]
+    started = time.monotonic()
+    epoch_seconds: list[float] = []
+    for index in range(checkpoints.phase, len(phases)):
         phase = phases[index]
         with distribution.scope():
             model.begin_phase(phase)
@@ -210,48 +188,74 @@ def _fit(
                 total_steps=steps * phase.epochs,
                 steps_per_execution=min(options.steps_per_execution, steps),
             )
-            checkpointer.begin_phase(index, last=index == len(phases) - 1)
-        first = checkpointer.epoch
+            checkpoints.begin_phase(index, last=index == len(phases) - 1)
+        if checkpoints.epoch == phase.epochs or checkpoints.stopped:
+            # The training was interrupted at the very end of the phase.
+            checkpoints.on_train_end()
+            continue
+        # Epochs are counted through all phases: each has its own permutation.
+        before = sum(earlier.epochs for earlier in phases[:index])
+        batches = functools.partial(
+            prepared.batches,
+            batch_size=batch_size,
+            seed=options.seed,
+            first_epoch=before + checkpoints.epoch,
+            epochs=before + phase.epochs,
+        )
+        progress = monitoring.ProgressLog(phase.epochs, steps)
+        log_dir = os.path.join(job.log_dir, phase.name)
+        model.fit(
+            distribution.distribute_datasets_from_function(
+                lambda context, batches=batches: batches(context=context)
+            ),
+            epochs=phase.epochs,
+            initial_epoch=checkpoints.epoch,
+            steps_per_epoch=steps,
+            validation_data=validation,
+            callbacks=[
+                checkpoints,
+                progress,
+                monitoring.tensorboard(log_dir),
+                monitoring.Pictures(os.path.join(log_dir, "pictures"), pictures),
+            ],
+            verbose=0,
+        )
+        epoch_seconds += progress.epoch_seconds
+    return _Fitted(checkpoints, time.monotonic() - started, epoch_seconds)
 
-        def batches(context, first=first, done=done, epochs=phase.epochs):
-            arguments = {
-                "batch_size": batch_size,
-                "seed": options.seed,
-                "first_epoch": done + first,
-                "epochs": done + epochs,
-                "context": context,
-            }
-            if isinstance(training, data.Stream):
-                return data.streamed_batches(training, preprocess, **arguments)
-            return data.training_batches(
-                training,
-                preprocess,
-                labelled_batch_size=model.labelled_batch_size,
-                **arguments,
-            )
 
-        progress = monitoring.Progress(phase.epochs, steps)
-        callbacks = [
-            checkpointer,
-            progress,
-            monitoring.tensorboard(os.path.join(log_dir, phase.name)),
-            monitoring.Pictures(os.path.join(log_dir, phase.name, "pictures"), pictures),
-        ]
-        if first < phase.epochs and not checkpointer.stopped:
-            model.fit(
-                distribution.distribute_datasets_from_function(batches),
-                epochs=phase.epochs,
-                initial_epoch=first,
-                steps_per_epoch=steps,
-                validation_data=data.evaluation_batches(validation, preprocess),
-                callbacks=callbacks,
-                verbose=0,
-            )
-        else:
-            checkpointer.on_train_end()
-        done += phase.epochs
-        seconds += progress.epoch_seconds
-    return seconds
+def _export(job: TrainingJob, prepared: _Prepared, fitted: _Fitted) -> None:
+    """Writes the SavedModel and ``training.json``."""
+    options, history = job.options, fitted.checkpoints.history
+    # A model of its own, outside the strategy: plain variables, nothing left of
+    # the training.
+    strategy.set_precision(False)
+    model = build_model(job.model.name, job.model.hyperparameters, seed=options.seed)
+    model.set_weights(prepared.model.get_weights())
+    threshold = anomaly_threshold(
+        model, prepared.validation, prepared.preprocess, options.anomaly_quantile
+    )
+    facts = {
+        **job.facts,
+        "training": options.model_dump(),
+        "training_images": prepared.count,
+        "validation_images": len(prepared.validation),
+    }
+    if job.base_model:
+        facts["warm_start"] = {"model": job.base_model, "restored": prepared.restored}
+    served = signatures.ServedAutoencoder(model, prepared.preprocess, threshold)
+    signatures.export(served, job.model.spec, job.model_dir, facts=facts)
+    warm_start.save(model, job.model.name, job.model_dir)
+    summary = {
+        "seconds": fitted.seconds,
+        "epoch_seconds": fitted.epoch_seconds,
+        "epochs": len(history),
+        "history": history,
+        "anomaly_threshold": threshold,
+        **facts,
+    }
+    with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE), "w") as f:
+        json.dump(summary, f, indent=2)
 
 
 def anomaly_threshold(
@@ -264,16 +268,8 @@ def anomaly_threshold(
     return float(np.quantile(errors, quantile))
 
 
-def _visible_labels(model: Autoencoder, examples: data.Examples, seed: int) -> data.Examples:
-    """Hides from the model what it must not see."""
-    if not model.uses_labels:
-        return examples.without_labels()
-    if model.hp.label_budget is None:
-        return examples
-    return examples.with_labels(data.mask_labels(examples.labels, model.hp.label_budget, seed))
-
-
 def _train_in_own_process(job: TrainingJob) -> None:
+    """Trains as one worker of several; ``TF_CONFIG`` says which."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
         f.write(job.to_json())
         f.flush()

@@ -141,7 +141,6 @@ def export(served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict
     """
     abilities = spec.abilities_of(served.model.hp)
     tf.saved_model.save(served, path, signatures=served.signatures(abilities))
-    prior = getattr(served.model, "prior", None)
     metadata = {
         "name": spec.name,
         "source": spec.source,
@@ -149,7 +148,7 @@ def export(served: ServedAutoencoder, spec: ModelSpec, path: str, *, facts: dict
         "abilities": [ability.value for ability in abilities],
         "hyperparameters": served.model.hp.model_dump(),
         "parameters": served.model.parameter_count(),
-        "prior": prior,
+        "prior": served.model.prior,
         "anomaly_threshold": float(served.threshold),
         **facts,
     }

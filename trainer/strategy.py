@@ -47,7 +47,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
 
 def is_chief() -> bool:
-    """Whether this process writes the outputs: the first worker, or the only one."""
+    """True in the process that writes the outputs: the first worker, or the only one."""
     task = json.loads(os.environ.get("TF_CONFIG") or "{}").get("task", {})
     return task.get("type", "chief") == "chief" or task.get("index", 0) == 0
 

@@ -43,7 +43,7 @@ def save(model: Autoencoder, name: str, model_dir: str) -> None:
 
     Args:
       model: With its variables.
-      name: Of the catalogue.
+      name: Its name in the catalogue.
       model_dir: Folder of the SavedModel.
     """
     arrays = {f"{i:04d}": value for i, value in enumerate(model.get_weights())}
@@ -80,7 +80,7 @@ def restore(model: Autoencoder, name: str, base_model_dir: str) -> int:
 
     Args:
       model: Built, untrained.
-      name: Of the catalogue.
+      name: Its name in the catalogue.
       base_model_dir: Folder of the trained SavedModel.
 
     Returns:
@@ -115,8 +115,6 @@ def restore(model: Autoencoder, name: str, base_model_dir: str) -> int:
             )
     model.set_weights(values)
     numbers = sum(value.size for value in values)
-    _logger.info(
-        "warm start: restored %d of %d variables (%s numbers) from %s",
-        len(values), len(variables), f"{numbers:,}", base_model_dir,
-    )  # fmt: skip
+    restored = f"{len(values)} of {len(variables)} variables ({numbers:,} numbers)"
+    _logger.info("warm start: restored %s from %s", restored, base_model_dir)
     return len(values)

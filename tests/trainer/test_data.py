@@ -144,3 +144,17 @@ def test_streaming_shows_what_is_not_set_aside_in_a_new_order(examples, training
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="no file matches"):
         data.read_examples([str(tmp_path / "*.gz")])
+
+
+def test_a_model_sees_the_labels_of_its_budget_and_none_of_the_images_set_aside(examples):
+    training, validation = data.split_validation(examples, 0.1, seed=0)
+    seen, held_out = data.hide_labels(training, validation, 100, seed=0)
+    kept = seen.labels >= 0
+    assert kept.sum() == 100
+    np.testing.assert_array_equal(seen.labels[kept], training.labels[kept])
+    assert (held_out.labels == -1).all()
+    for part in data.hide_labels(training, validation, 0, seed=0):
+        assert (part.labels == -1).all()
+    everything, too = data.hide_labels(training, validation, None, seed=0)
+    np.testing.assert_array_equal(everything.labels, training.labels)
+    np.testing.assert_array_equal(too.labels, validation.labels)

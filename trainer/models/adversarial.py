@@ -1,4 +1,4 @@
-"""Adversarial autoencoders (Makhzani et al. 2015): codes matched to a prior by a game."""
+"""Adversarial autoencoders (Makhzani et al. 2015): codes matched to a prior."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trainer.models.layers import dense_decoder, dense_encoder, dense_layers
 _PRIOR_STREAM = 1
 
 
-class Game(NamedTuple):
-    """One round between encoder and discriminator, float [n] each.
+class AdversarialLoss(NamedTuple):
+    """The losses of encoder and discriminator, float [n] each.
 
     Attributes:
-      generator: The encoder's loss: codes that do not pass for the prior's.
-      discriminator: Its loss, the mean over codes and prior samples.
-      accuracy: The discriminator's; one half when the codes match the prior.
+      generator: Loss of the encoder, from codes that do not pass for the prior's.
+      discriminator: Loss of the discriminator, the mean over codes and prior samples.
+      accuracy: Accuracy of the discriminator; one half when the codes match the prior.
     """
 
     generator: tf.Tensor
@@ -34,13 +34,21 @@ class Game(NamedTuple):
     accuracy: tf.Tensor
 
 
-def play(discriminator: keras.Model, codes: tf.Tensor, samples: tf.Tensor) -> Game:
-    """Lets ``discriminator`` (to logits [n, 1]) tell codes from prior samples, [n, d] each."""
+def adversarial_loss(
+    discriminator: keras.Model, codes: tf.Tensor, samples: tf.Tensor
+) -> AdversarialLoss:
+    """Cross-entropies of a discriminator that tells codes from samples of the prior.
+
+    Args:
+      discriminator: Codes [n, d] to logits [n, 1], above 0 for the prior's.
+      codes: Float [n, d].
+      samples: Float [n, d].
+    """
     fake = tf.cast(discriminator(codes)[:, 0], tf.float32)
     real = tf.cast(discriminator(samples)[:, 0], tf.float32)
     right = tf.cast(fake < 0, tf.float32) + tf.cast(real >= 0, tf.float32)
     # -log sigmoid(x) is softplus(-x), the cross-entropy of a logit with 1.
-    return Game(
+    return AdversarialLoss(
         generator=tf.nn.softplus(-fake),
         discriminator=0.5 * (tf.nn.softplus(fake) + tf.nn.softplus(-real)),
         accuracy=0.5 * right,
@@ -83,7 +91,7 @@ class Adversarial(Generative):
     def configure(
         self, training: TrainingDefaults, *, total_steps: int, steps_per_execution: int = 1
     ) -> None:
-        """See the base class."""
+        """Compiles, and gives the discriminators an Adam of their own."""
         super().configure(
             training, total_steps=total_steps, steps_per_execution=steps_per_execution
         )
@@ -91,7 +99,7 @@ class Adversarial(Generative):
         self.discriminator_optimizer.build(self._discriminator_variables())
 
     def phase_variables(self) -> list[tf.Variable]:
-        """See the base class: everything but the discriminators."""
+        """Everything but the discriminators' variables."""
         theirs = {id(v) for v in self._discriminator_variables()}
         return [v for v in self.trainable_variables if id(v) not in theirs]
 
@@ -134,7 +142,7 @@ class AdversarialAutoencoder(Adversarial):
         self.discriminators = [self.make_discriminator("discriminator")]
 
     def build_variables(self) -> None:
-        """See the base class."""
+        """Creates the discriminator's variables, too."""
         super().build_variables()
         self.discriminators[0](tf.zeros((1, self.hp.code_size)))
 
@@ -147,18 +155,18 @@ class AdversarialAutoencoder(Adversarial):
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> dict[str, tf.Tensor]:
-        """See the base class."""
+        """Reconstruction plus the generator's loss, and the discriminator's beside it."""
         code = tf.cast(self.encode(images, training), tf.float32)
         output = self.decode_training(code, images, labels, training)
         reconstruction = PIXELS * self.reconstruction_loss(images, output)
         samples = self.prior_samples(tf.shape(code)[0], self.hp.code_size)
-        game = play(self.discriminators[0], code, samples)
+        adversarial = adversarial_loss(self.discriminators[0], code, samples)
         return {
-            "loss": reconstruction + self.hp.adversarial_weight * game.generator,
+            "loss": reconstruction + self.hp.adversarial_weight * adversarial.generator,
             "reconstruction": reconstruction,
-            "generator": game.generator,
-            "discriminator": game.discriminator,
-            "discriminator_accuracy": game.accuracy,
+            "generator": adversarial.generator,
+            "discriminator": adversarial.discriminator,
+            "discriminator_accuracy": adversarial.accuracy,
             "code_mean": tf.reduce_mean(code, axis=1),
             "code_stddev": tf.math.reduce_std(code),
         }
@@ -183,7 +191,7 @@ class SupervisedAae(AdversarialAutoencoder):
     def decode_training(
         self, code: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> tf.Tensor:
-        """See the base class."""
+        """Raw output for images whose digit is known."""
         return self.decode_digit(code, labels, training)
 
     def decode(self, code: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:  # type: ignore[override]
@@ -191,7 +199,7 @@ class SupervisedAae(AdversarialAutoencoder):
         return self.to_image(self.decode_digit(code, labels))
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class: of the ten digits, the one that reconstructs best."""
+        """The reconstruction with the one of the ten digits that does it best."""
         return self.reconstruct_with_best_digit(images)[0]
 
     def reconstruct_with_best_digit(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -212,10 +220,10 @@ class SupervisedAae(AdversarialAutoencoder):
         return tf.gather(candidates, best, axis=1, batch_dims=1), best
 
     def generate(self, seeds: tf.Tensor) -> tf.Tensor:
-        """See the base class; the digit is drawn from the seed, too."""
+        """Images of random styles and digits; a seed gives both."""
         return self.decode(self.sample_prior(seeds), digits_of_seeds(seeds))
 
     @property
     def prior(self) -> dict[str, object]:
-        """See the base class; the digit is uniform."""
+        """The prior of the style; the digit is uniform."""
         return {**super().prior, "label": "uniform"}

@@ -98,7 +98,8 @@ class Autoencoder(keras.Model):
       phase: The phase that it is in.
       sigmoid_output: Whether ``decode_output`` gives logits (else values).
       loss_kind: "bce" or "mse", the reconstruction loss.
-      monitor: The log whose minimum tells the best epoch.
+      monitor: The log whose minimum in the last phase tells the best epoch; None
+        where nothing can tell, so that the last epoch counts.
       decoder_uses_labels: Whether ``decode`` takes a digit beside the code.
       labelled_batch_size: How many labelled examples every training batch of a
         replica ends with, behind the ``batch_size`` others; 0 for none.
@@ -107,7 +108,7 @@ class Autoencoder(keras.Model):
 
     sigmoid_output: bool = True
     loss_kind: str = "bce"
-    monitor: str = "val_loss"
+    monitor: str | None = "val_loss"
     decoder_uses_labels: bool = False
     labelled_batch_size: int = 0
     term_names: tuple[str, ...] = ("loss",)
@@ -140,8 +141,13 @@ class Autoencoder(keras.Model):
 
     @property
     def uses_labels(self) -> bool:
-        """Whether training looks at labels."""
+        """True where training looks at labels."""
         return self.hp.label_budget != 0
+
+    @property
+    def prior(self) -> dict[str, Any] | None:
+        """What codes are drawn from, as plain values for the metadata; None where unknown."""
+        return None
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Images float [n, 28, 28] in [0, 1] to codes float [n, d], deterministic."""
@@ -255,7 +261,7 @@ class Autoencoder(keras.Model):
         )
 
     def replica_mean(self, per_image: tf.Tensor) -> tf.Tensor:
-        """The replica's share of the global batch mean, a scalar.
+        """The replica's part of the global batch mean, a scalar.
 
         Gradients are summed over replicas, so each divides by their number.
         """

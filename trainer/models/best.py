@@ -15,7 +15,7 @@ class DepthToSpace(keras.layers.Layer):
     """Maps [n, h, w, 4 c] to [n, 2 h, 2 w, c]: four channels become a square of pixels."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """See Keras."""
+        """Rearranges channels as pixels."""
         return tf.nn.depth_to_space(inputs, 2)
 
 
@@ -72,7 +72,7 @@ class Best(Autoencoder):
         )
 
     def make_optimizer(self, learning_rate: float, total_steps: int) -> keras.optimizers.Optimizer:
-        """See the base class."""
+        """Muon with a rate that falls linearly to 0."""
         falling = keras.optimizers.schedules.PolynomialDecay(
             learning_rate, decay_steps=total_steps, end_learning_rate=0.0
         )

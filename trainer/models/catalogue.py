@@ -46,7 +46,7 @@ class TrainingDefaults(Settings):
       epochs: Passes over the training split.
       batch_size: Images a step, per replica.
       learning_rate: Learning rate of the model's optimizer.
-      xla: Whether to compile the step with XLA: faster for deep dense models,
+      xla: Compile the step with XLA: faster for deep dense models,
         slower for shallow ones and three times slower for convolutions, on a CPU
         (measured).
     """

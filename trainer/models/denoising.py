@@ -25,7 +25,7 @@ class Denoising(Autoencoder):
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> dict[str, tf.Tensor]:
-        """See the base class."""
+        """Losses of the corrupted image's reconstruction against the clean one."""
         seen = self.corrupt(images, self.step_seed()) if training else images
         output = self.decode_output(self.encode(seen, training), training)
         return {"loss": self.reconstruction_loss(images, output)}
@@ -37,6 +37,6 @@ class ConvDenoising(Denoising, ConvAutoencoder):
     hp: ConvDenoisingHyperparameters
 
     def corrupt(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """See the base class."""
+        """Adds normal noise, and clips."""
         noise = tf.random.stateless_normal(tf.shape(images), seed, alg="philox")
         return clip(images + self.hp.noise * noise)

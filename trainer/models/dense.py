@@ -60,7 +60,7 @@ class SparseAutoencoder(DenseAutoencoder):
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> dict[str, tf.Tensor]:
-        """See the base class."""
+        """Reconstruction plus the penalty, and two figures of the code."""
         code = self.encode(images, training)
         reconstruction = self.reconstruction_loss(images, self.decode_output(code, training))
         magnitude = tf.abs(tf.cast(code, tf.float32))

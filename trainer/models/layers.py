@@ -20,10 +20,10 @@ def dense_layers(
     """Dense layers of the given widths.
 
     Args:
-      model: Whose seed the weights follow.
+      model: The model whose seed the weights follow.
       units: Widths, first to last.
-      activation: Of every layer but the last.
-      last_activation: Of the last layer; None is linear.
+      activation: Activation of every layer but the last.
+      last_activation: Activation of the last layer; None is linear.
     """
     return [
         keras.layers.Dense(
@@ -73,7 +73,7 @@ class ConvStack(keras.Sequential):
     def call(
         self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """See Keras."""
+        """Runs the layers, on one black image where there is none."""
         if inputs.shape[0]:
             return super().call(inputs, training=training, mask=mask)
         rows = tf.shape(inputs)[0]
@@ -124,7 +124,7 @@ class Doubling(keras.layers.Layer):
     """
 
     def call(self, maps: tf.Tensor) -> tf.Tensor:
-        """See the class."""
+        """Puts copies beside and below each value."""
         _, height, width, channels = maps.shape
         wide = tf.reshape(tf.concat([maps, maps], axis=3), (-1, height, 2 * width, channels))
         rows = tf.concat([wide, wide], axis=2)

@@ -51,13 +51,13 @@ class LowLevel(Autoencoder):
         )
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
+        """Codes of the hidden layer."""
         return tf.nn.relu(self.hidden(tf.reshape(images, (-1, PIXELS))))
 
     def decode_output(self, code: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
+        """Logits of the output layer."""
         return tf.reshape(self.output_layer(code), (-1, 28, 28))
 
     def make_optimizer(self, learning_rate: float, total_steps: int) -> keras.optimizers.Optimizer:
-        """See the base class."""
+        """RMSProp, as the tutorial has it."""
         return keras.optimizers.RMSprop(learning_rate)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from trainer.models.keras_api import keras
 
-# Quintic steps whose composition takes singular values in about (.01, 1] near 1.
+# Quintic steps whose composition takes singular values in (.01, 1] to between .4 and 2.6.
 # Fewer than the usual five, each with coefficients of its own (as in You Jiacheng's).
 _STEPS = ((8.2872, -23.5959, 17.3004), (4.1070, -2.9478, 0.5448), (3.3184, -2.4885, 0.5100))
 
@@ -35,14 +35,14 @@ class Muon(keras.optimizers.Optimizer):
     """Muon for matrices and convolution kernels, Adam for biases.
 
     Args:
-      learning_rate: Of matrices: the size of a step in every direction. A float
-        or a schedule.
-      momentum: Of Muon, with Nesterov's look-ahead.
+      learning_rate: Learning rate of matrices: the size of a step in every
+        direction. A float or a schedule.
+      momentum: Muon's momentum, with Nesterov's look-ahead.
       adam_ratio: Adam's rate relative to ``learning_rate``.
-      beta_1: Of Adam.
-      beta_2: Of Adam.
-      epsilon: Of Adam.
-      name: Of the optimizer.
+      beta_1: Adam's decay of the mean gradient.
+      beta_2: Adam's decay of the mean squared gradient.
+      epsilon: Adam's guard against a division by 0.
+      name: The optimizer's name.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Muon(keras.optimizers.Optimizer):
         variable.assign_sub(rate * scale * tf.reshape(orthogonalize(ahead), variable.shape))
 
     def get_config(self) -> dict[str, Any]:
-        """See Keras."""
+        """The optimizer's parameters, for Keras."""
         return {
-            **super().get_config(),
+            "name": self.name,
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
             "momentum": self.momentum,
             "adam_ratio": self.adam_ratio,

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainer.models.adversarial import Adversarial, play
+from trainer.models.adversarial import Adversarial, adversarial_loss
 from trainer.models.base import IMAGE_SHAPE, PIXELS
 from trainer.models.generative import DIGITS, digits_of_seeds, normal_of_seeds
 from trainer.models.hyperparameters import SemiSupervisedAaeHyperparameters
@@ -42,13 +42,13 @@ def distort_images(images: tf.Tensor, seed: tf.Tensor, amount: float) -> tf.Tens
     places = tf.clip_by_value(places + (side - 1) / 2, -1.0, float(side)) + 1.0
     flat = tf.reshape(tf.pad(images, ((0, 0), (1, 2), (1, 2))), (count, (side + 3) ** 2))
     corners = tf.floor(places)
-    shares = places - corners
+    fractions = places - corners
     result = tf.zeros((count, side * side))
     for down in (0, 1):
         for right in (0, 1):
             index = (corners[..., 0] + down) * (side + 3) + corners[..., 1] + right
-            rows = shares[..., 0] if down else 1 - shares[..., 0]
-            columns = shares[..., 1] if right else 1 - shares[..., 1]
+            rows = fractions[..., 0] if down else 1 - fractions[..., 0]
+            columns = fractions[..., 1] if right else 1 - fractions[..., 1]
             corner = tf.gather(flat, tf.cast(index, tf.int32), batch_dims=1)
             result += rows * columns * corner
     return tf.reshape(result, (count, side, side))
@@ -118,7 +118,7 @@ class SemiSupervisedAae(Adversarial):
         ]
 
     def build_variables(self) -> None:
-        """See the base class."""
+        """Creates the discriminators' variables, too."""
         super().build_variables()
         for discriminator, size in zip(self.discriminators, (self.hp.style_size, DIGITS)):
             discriminator(tf.zeros((1, size)))
@@ -129,7 +129,7 @@ class SemiSupervisedAae(Adversarial):
         return outputs[:, : self.hp.style_size], outputs[:, self.hp.style_size :]
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class: style and probabilities."""
+        """Style and the digits' probabilities, side by side."""
         style, logits = self.heads(images, training)
         return tf.concat([style, tf.nn.softmax(logits)], axis=1)
 
@@ -140,14 +140,14 @@ class SemiSupervisedAae(Adversarial):
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> dict[str, tf.Tensor]:
-        """See the base class."""
+        """The autoencoder's sum of losses, the discriminators', and what they are made of."""
         hp = self.hp
-        appended = hp.labelled_batch_size if training else 0
-        count = tf.shape(images)[0] - appended
-        # Outside of training nothing was appended, and -0 means all.
-        labelled, labels, images = images[-appended:], labels[-appended:], images[:count]
-        distorted = images
+        count = tf.shape(images)[0]
+        labelled, known, distorted = images[:0], labels[:0], images
         if training:
+            appended = self.labelled_batch_size
+            count -= appended
+            labelled, known, images = images[-appended:], labels[-appended:], images[:count]
             labelled = distort_images(labelled, self.step_seed(_LABELLED_STREAM), hp.distortion)
             distorted = distort_images(images, self.step_seed(_DISTORTED_STREAM), hp.distortion)
         # One pass for all three is faster than three.
@@ -155,26 +155,29 @@ class SemiSupervisedAae(Adversarial):
         style, digits = style[:count], tf.nn.softmax(logits[:count])
         output = self.decode_output(tf.concat([style, digits], axis=1), training)
         reconstruction = PIXELS * self.reconstruction_loss(images, output)
-        style_game = play(self.discriminators[0], style, self.prior_samples(count, hp.style_size))
-        digit_game = play(self.discriminators[1], digits, self._digit_samples(count))
-        generator = style_game.generator + digit_game.generator
-        classification, accuracy = classification_terms(logits[2 * count :], labels)
+        judge_of_style, judge_of_digit = self.discriminators
+        of_style = adversarial_loss(judge_of_style, style, self.prior_samples(count, hp.style_size))
+        of_digit = adversarial_loss(judge_of_digit, digits, self._digit_samples(count))
+        generator = of_style.generator + of_digit.generator
+        classification, accuracy = classification_terms(logits[2 * count :], known)
         consistency = consistency_loss(digits, logits[count : 2 * count])
-        return {
+        terms = {
             "loss": reconstruction
             + hp.adversarial_weight * generator
             + hp.classification_weight * (classification + hp.consistency * consistency),
             "reconstruction": reconstruction,
             "generator": generator,
-            "discriminator": style_game.discriminator + digit_game.discriminator,
-            "discriminator_accuracy": style_game.accuracy,
-            "digit_discriminator_accuracy": digit_game.accuracy,
+            "discriminator": of_style.discriminator + of_digit.discriminator,
+            "discriminator_accuracy": of_style.accuracy,
+            "digit_discriminator_accuracy": of_digit.accuracy,
             "code_mean": tf.reduce_mean(style, axis=1),
             "code_stddev": tf.math.reduce_std(style),
-            "classification": classification,
             "consistency": consistency,
-            "accuracy": accuracy,
         }
+        if training:
+            # Held-out images have no labels: there is nothing to report of them.
+            terms |= {"classification": classification, "accuracy": accuracy}
+        return terms
 
     def _digit_samples(self, count: tf.Tensor) -> tf.Tensor:
         digits = tf.random.stateless_uniform(
@@ -183,11 +186,11 @@ class SemiSupervisedAae(Adversarial):
         return tf.one_hot(digits, DIGITS)
 
     def sample_prior(self, seeds: tf.Tensor) -> tf.Tensor:
-        """See the base class: a normal style and a one-hot digit."""
+        """A normal style and a one-hot digit for each seed."""
         style = normal_of_seeds(seeds, self.hp.style_size, self.prior_stddev)
         return tf.concat([style, tf.one_hot(digits_of_seeds(seeds), DIGITS)], axis=1)
 
     @property
     def prior(self) -> dict[str, Any]:
-        """See the base class; the code ends with a one-hot digit."""
+        """The prior of the style, followed by that of the digit."""
         return {**super().prior, "style_size": self.hp.style_size, "digit": "uniform one-hot"}

@@ -32,7 +32,10 @@ class Stacked(Autoencoder):
     def __init__(self, hyperparameters: StackedHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
         hp = hyperparameters
-        self.labelled_batch_size = hp.labelled_batch_size if self.uses_labels else 0
+        if self.uses_labels:
+            self.labelled_batch_size = hp.labelled_batch_size
+            # The last phase trains the classifier, and held-out images have no labels.
+            self.monitor = None
         widths = (*hp.hidden, hp.code_size)
         self.encoder_layers = self._sigmoid_layers(widths)
         # From the image to the code, too: decoder_layers[k] undoes encoder_layers[k].
@@ -51,17 +54,17 @@ class Stacked(Autoencoder):
         return dense_layers(self, widths, activation="sigmoid", last_activation="sigmoid")
 
     def build_variables(self) -> None:
-        """See the base class."""
+        """Creates the classifier's variables, too."""
         super().build_variables()
         if self.uses_labels:
             self.classify_probabilities(tf.zeros((1, *IMAGE_SHAPE)))
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
+        """Codes through all encoder layers."""
         return _through(self.encoder_layers, tf.reshape(images, (-1, PIXELS)))
 
     def decode_output(self, code: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
+        """Logits through all decoder layers."""
         return tf.reshape(_through(self.decoder_layers[::-1], code), (-1, *IMAGE_SHAPE))
 
     def classify_logits(self, images: tf.Tensor) -> tf.Tensor:
@@ -76,7 +79,7 @@ class Stacked(Autoencoder):
     # Phases.
 
     def phases(self, epochs: int) -> Sequence[Phase]:
-        """See the base class: one for each layer, one for all, one for the classifier."""
+        """One phase for each layer, one for all, one for the classifier."""
         phases = [Phase(_FINE_TUNE, epochs)]
         if self.hp.pretraining_epochs:
             pretraining = [
@@ -89,7 +92,7 @@ class Stacked(Autoencoder):
         return phases
 
     def begin_phase(self, phase: Phase) -> None:
-        """See the base class; the classifier starts from the trained encoder."""
+        """Starts a phase; the classifier starts from the trained encoder."""
         super().begin_phase(phase)
         if phase.name == _CLASSIFY:
             for layer, trained in zip(self.classifier_layers, self.encoder_layers):
@@ -102,7 +105,7 @@ class Stacked(Autoencoder):
         return int(number) - 1 if kind == _PRETRAIN else None
 
     def phase_variables(self) -> list[tf.Variable]:
-        """See the base class."""
+        """The layers that are trained in this phase."""
         k = self._pretrained_layer()
         if self.phase.name == _CLASSIFY:
             layers = self.classifier_layers
@@ -115,12 +118,12 @@ class Stacked(Autoencoder):
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> dict[str, tf.Tensor]:
-        """See the base class; in the last phase ``loss`` is the classifier's."""
-        appended = self.labelled_batch_size if training else 0
-        if self.phase.name == _CLASSIFY:
-            # Outside of training nothing was appended, and -0 means all.
-            return self._classification(images[-appended:], labels[-appended:])
-        images = images[: tf.shape(images)[0] - appended]
+        """The phase's loss: a layer's, the whole's, or in training the classifier's."""
+        if training and self.uses_labels:
+            appended = self.labelled_batch_size
+            if self.phase.name == _CLASSIFY:
+                return self._classification(images[-appended:], labels[-appended:])
+            images = images[:-appended]
         k = self._pretrained_layer()
         if k is None:
             loss = super().loss_terms(images, labels, training)["loss"]

@@ -36,16 +36,16 @@ class TiedDenoising(Denoising):
         self.pixel_bias = self.add_weight(name="pixel_bias", shape=(PIXELS,), initializer="zeros")
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
+        """Sigmoid codes of the one matrix."""
         return tf.sigmoid(tf.matmul(tf.reshape(images, (-1, PIXELS)), self.kernel) + self.code_bias)
 
     def decode_output(self, code: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class."""
+        """Logits of the matrix, transposed."""
         flat = tf.matmul(code, self.kernel, transpose_b=True) + self.pixel_bias
         return tf.reshape(flat, (-1, 28, 28))
 
     def corrupt(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """See the base class."""
+        """Blackens a fraction of the pixels."""
         kept = tf.random.stateless_uniform(tf.shape(images), seed, alg="philox") >= self.hp.masking
         return tf.where(kept, images, 0.0)
 
@@ -54,5 +54,5 @@ class TiedDenoising(Denoising):
         return tf.reduce_sum(tf.math.squared_difference(images, tf.sigmoid(output)), axis=(1, 2))
 
     def make_optimizer(self, learning_rate: float, total_steps: int) -> keras.optimizers.Optimizer:
-        """See the base class."""
+        """Plain SGD, as the tutorial has it."""
         return keras.optimizers.SGD(learning_rate)

@@ -35,7 +35,7 @@ class Variational(Generative):
         return tf.cast(mean, tf.float32), tf.cast(log_variance, tf.float32)
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the base class: the posterior's mean."""
+        """Means of the posteriors."""
         return self.posterior(images, training)[0]
 
     @staticmethod
@@ -47,7 +47,7 @@ class Variational(Generative):
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
     ) -> dict[str, tf.Tensor]:
-        """See the base class: ``loss`` is the negative bound in nats an image."""
+        """The negative evidence bound, in nats an image, and its two terms."""
         mean, log_variance = self.posterior(images, training)
         code = self.sample(mean, log_variance, self.step_seed())
         output = self.decode_output(code, training)

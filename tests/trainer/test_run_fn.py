@@ -10,7 +10,7 @@ import portpicker
 import pytest
 import tensorflow as tf
 
-from trainer import checkpoint, monitoring, run_fn
+from trainer import checkpoint, data, monitoring, run_fn
 
 
 def history(job):
@@ -38,18 +38,18 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(make_job, monkeyp
 
     interrupted = make_job(model, "interrupted", epochs=5)
     monkeypatch.setattr(checkpoint.Checkpointer.__init__, "__kwdefaults__", {"min_seconds": 0.0})
-    report = monitoring.Progress.on_epoch_begin
+    report = monitoring.ProgressLog.on_epoch_begin
 
     def killed_in_the_last_phase(self, epoch, logs=None):
         report(self, epoch, logs)
         if epoch == 3:
             raise Killed
 
-    monkeypatch.setattr(monitoring.Progress, "on_epoch_begin", killed_in_the_last_phase)
+    monkeypatch.setattr(monitoring.ProgressLog, "on_epoch_begin", killed_in_the_last_phase)
     with pytest.raises(Killed):
         run_fn.train(interrupted)
     assert os.listdir(interrupted.checkpoint_root)
-    monkeypatch.setattr(monitoring.Progress, "on_epoch_begin", report)
+    monkeypatch.setattr(monitoring.ProgressLog, "on_epoch_begin", report)
     run_fn.train(interrupted)
 
     assert len(history(interrupted)) == len(history(whole))
@@ -100,6 +100,34 @@ def test_a_divergence_is_said_and_nothing_is_exported(make_job, monkeypatch):
     with pytest.raises(FloatingPointError, match=r"diverged.*trainer\.learning_rate"):
         run_fn.train(job)
     assert not os.path.exists(job.model_dir)
+
+
+def test_stacked_trains_without_a_label(make_job):
+    job = make_job("stacked", hyperparameters={"labels": 0, "pretraining_epochs": 1}, epochs=1)
+    run_fn.train(job)
+    assert len(history(job)) == 3 + 1
+    assert "classify" not in tf.saved_model.load(job.model_dir).signatures
+
+
+@pytest.mark.parametrize("model", ["semi_supervised_aae", "stacked"])
+def test_labels_beyond_the_budget_change_nothing(make_job, monkeypatch, model):
+    """Early stopping looks at the images set aside: 1,000 labels would be 4,000."""
+    few = {
+        "semi_supervised_aae": {"hidden": [32]},
+        "stacked": {"hidden": [32], "pretraining_epochs": 0},
+    }
+    original = data.split_validation
+
+    def with_wrong_labels(examples, fraction, seed):
+        training, validation = original(examples, fraction, seed)
+        return training, validation.with_labels(9 - validation.labels)
+
+    logs = []
+    for name in ("right", "wrong"):
+        job = make_job(model, name, hyperparameters={"labels": 100, **few[model]}, epochs=1)
+        logs.append(run_fn.train_only(job))
+        monkeypatch.setattr(data, "split_validation", with_wrong_labels)
+    assert logs[0] == logs[1]
 
 
 def test_progress_is_reported(make_job, caplog):

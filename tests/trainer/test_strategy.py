@@ -1,0 +1,53 @@
+"""Which strategy a name stands for here, and who writes the outputs."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from trainer import strategy
+
+
+def test_without_gpus_auto_is_tensorflow_s_default():
+    assert strategy.make_strategy("auto") is tf.distribute.get_strategy()
+    assert strategy.make_strategy("none") is tf.distribute.get_strategy()
+
+
+def test_mirrored_takes_the_logical_cpu_devices():
+    devices = tf.config.list_logical_devices("CPU")
+    assert strategy.make_strategy("mirrored").num_replicas_in_sync == len(devices)
+
+
+def test_several_workers_have_to_know_each_other(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match="TF_CONFIG"):
+        strategy.make_strategy("multi_worker")
+    with pytest.raises(ValueError, match="unknown strategy 'mirorred'"):
+        strategy.make_strategy("mirorred")
+
+
+@pytest.mark.parametrize(
+    "task, chief",
+    [
+        (None, True),
+        ({"type": "worker", "index": 0}, True),
+        ({"type": "worker", "index": 1}, False),
+        ({"type": "chief", "index": 0}, True),
+    ],
+)
+def test_one_process_writes(monkeypatch, task, chief):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if task is not None:
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {}, "task": task}))
+    assert strategy.is_chief() == chief
+
+
+def test_mixed_precision_is_bfloat16_without_a_gpu():
+    from trainer.models.keras_api import keras
+
+    try:
+        strategy.set_precision(True)
+        assert keras.mixed_precision.global_policy().name == "mixed_bfloat16"
+    finally:
+        strategy.set_precision(False)
+    assert keras.mixed_precision.global_policy().name == "float32"
