@@ -11,20 +11,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import pydantic
 
 from trainer.models.catalogue import ModelChoice, TrainingDefaults
 from trainer.models.settings import Count, Fraction, ListOf, PositiveInt, Settings
 
-AUTO: Final = "auto"
-MIRRORED: Final = "mirrored"
-MULTI_WORKER: Final = "multi_worker"
-NONE: Final = "none"
-
 # The name that a tuner gives the learning rate.
 LEARNING_RATE = "learning_rate"
+
+StrategyName = Literal["auto", "mirrored", "multi_worker", "none"]
 
 
 class TrainingOptions(TrainingDefaults):
@@ -47,7 +44,7 @@ class TrainingOptions(TrainingDefaults):
 
     steps_per_execution: PositiveInt = 50
     mixed_precision: bool = False
-    strategy: Literal["auto", "mirrored", "multi_worker", "none"] = AUTO
+    strategy: StrategyName = "auto"
     seed: Count = 0
     validation_fraction: Fraction = 0.05
     patience: Count = 10
@@ -90,22 +87,30 @@ class TunerOptions(Settings):
     epochs: PositiveInt
 
 
-class CustomConfig(Settings):
-    """What the pipeline says to the Trainer and the Tuner: TFX's ``custom_config``.
+class _Training(Settings):
+    """What is trained, and how.
 
     Attributes:
       model: What to train.
       options: How to train.
       facts: What else the model's metadata should say.
+    """
+
+    model: ModelChoice
+    options: TrainingOptions
+    facts: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class CustomConfig(_Training):
+    """What the pipeline says to the Trainer and the Tuner: TFX's ``custom_config``.
+
+    Attributes:
       warm: Options that are others when a training starts from a trained model.
       workers: Who trains, where it is not the Trainer itself: ``launcher``, a
         ``module:function`` that takes the job and this mapping.
       tuner: How to search for better hyper-parameters; for the Tuner only.
     """
 
-    model: ModelChoice
-    options: TrainingOptions
-    facts: dict[str, Any] = pydantic.Field(default_factory=dict)
     warm: dict[str, Any] = pydantic.Field(default_factory=dict)
     workers: dict[str, Any] | None = None
     tuner: TunerOptions | None = None
@@ -114,52 +119,36 @@ class CustomConfig(Settings):
         """Plain JSON values; equal configurations give equal ones."""
         return self.model_dump(mode="json", round_trip=True)
 
-    def job(
-        self,
-        fn_args: Any,
-        *,
-        model_dir: str,
-        log_dir: str,
-        checkpoint_root: str,
-        base_model: str = "",
-    ) -> TrainingJob:
-        """The training of TFX's ``fn_args``; see :class:`TrainingJob` for the places."""
+    def job(self, fn_args: Any, *, base_model: str = "", **places: str) -> TrainingJob:
+        """The training that TFX's ``fn_args`` ask for, with the places of a TrainingJob."""
         return TrainingJob(
             model=self.model,
             options=self.options.replaced(**self.warm) if base_model else self.options,
+            facts=self.facts,
             train_files=fn_args.train_files,
             transform_savedmodel=os.path.join(fn_args.transform_graph_path, "transform_fn"),
-            model_dir=model_dir,
-            log_dir=log_dir,
-            checkpoint_root=checkpoint_root,
-            facts=self.facts,
             base_model=base_model,
+            **places,
         )
 
 
-class TrainingJob(Settings):
+class TrainingJob(_Training):
     """A training with all that it needs.
 
     Attributes:
-      model: What to train.
-      options: How to train.
       train_files: Patterns of the training examples.
       transform_savedmodel: Folder of Transform's graph.
       model_dir: Where the SavedModel goes.
       log_dir: Where TensorBoard logs and ``training.json`` go.
       checkpoint_root: Where checkpoints of interrupted trainings are kept.
-      facts: What else the model's metadata should say.
       base_model: Folder of the SavedModel to start from; "" starts afresh.
     """
 
-    model: ModelChoice
-    options: TrainingOptions
     train_files: ListOf[str]
     transform_savedmodel: str
     model_dir: str
     log_dir: str
     checkpoint_root: str
-    facts: dict[str, Any] = pydantic.Field(default_factory=dict)
     base_model: str = ""
 
     def digest(self) -> str:

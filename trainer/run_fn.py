@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from trainer import data, monitoring, signatures, strategy, warm_start
 from trainer.checkpoint import Checkpointer
-from trainer.job import MULTI_WORKER, CustomConfig, TrainingJob
+from trainer.job import CustomConfig, TrainingJob
 from trainer.models import build_model
 from trainer.models.base import Autoencoder, per_image_mse
 from trainer.models.keras_api import keras
@@ -55,7 +55,7 @@ def run_fn(fn_args: Any) -> None:
     if config.workers:
         module, _, function = config.workers["launcher"].partition(":")
         getattr(importlib.import_module(module), function)(job, config.workers)
-    elif job.options.strategy == MULTI_WORKER:
+    elif job.options.strategy == "multi_worker":
         _train_in_own_process(job)
     else:
         train(job)
