@@ -24,15 +24,15 @@ _RAW = """
 import json, sys, time
 import numpy as np
 from benchmarks.pipeline import load
-from components import inference
+from serving.uses import shards
 images = load(sys.argv[1], "train")[0].reshape(-1, 28, 28)
-predict = inference.Predictor(sys.argv[2], ("code", "reconstruction_error", "is_anomaly"))
+predict = shards.Predictor(sys.argv[2], ("code", "reconstruction_error", "is_anomaly"))
 predict(images[:1024])
 seconds = []
 for _ in range(3):
     started = time.monotonic()
-    for start in range(0, len(images), inference.BATCH):
-        predict(images[start : start + inference.BATCH])
+    for start in range(0, len(images), shards.BATCH):
+        predict(images[start : start + shards.BATCH])
     seconds.append(time.monotonic() - started)
 print(json.dumps(len(images) / min(seconds)))
 """

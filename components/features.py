@@ -16,7 +16,7 @@ IMAGE_BYTES = contract.IMAGE_PIXELS
 NUM_CLASSES = contract.NUM_CLASSES
 
 # What the schema fills in where an example has no label.
-NO_LABEL = -1
+NO_LABEL = contract.NO_LABEL
 
 TRAIN_SPLIT = "train"
 EVAL_SPLIT = "eval"

@@ -66,6 +66,8 @@ BCE = "bce"
 # The tf.Example feature that holds the 784 raw bytes of an image.
 IMAGE_FEATURE = "image"
 LABEL_FEATURE = "label"
+# Where a digit is not known.
+NO_LABEL = -1
 
 # Facts about a SavedModel that signatures cannot say (name, code size, prior,
 # anomaly threshold), as JSON, in a place that TF Serving ignores.

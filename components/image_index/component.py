@@ -19,12 +19,15 @@ from tfx.types import artifact_utils, standard_artifacts, system_artifacts
 from tfx.types.artifact import Artifact, Property, PropertyType
 from tfx.utils import io_utils, path_utils
 
-from components import features, inference
-from components.columns import PREDICTED, read_columns
-from components.image_index import anomalies, neighbours
+from components import features
+from components.image_index import anomalies
+from components.image_sources import RecordSource
 from components.mnist_example_gen.slices import open_remote
 from components.pca_reference import PcaReferenceArtifact, read_reference
 from serving import contract
+from serving.uses import neighbours
+from serving.uses.columns import PREDICTED, read_columns
+from serving.uses.shards import Predictor, Shard, WriteShards, read_metadata
 
 METRICS_FILE = "code_metrics.json"
 
@@ -80,7 +83,7 @@ def ImageIndex(  # noqa: N802: components are named like classes
     """Encodes all images on Beam, and measures search, detection and classification."""
     started = time.monotonic()
     model_path = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
-    abilities = inference.read_metadata(model_path)["abilities"]
+    abilities = read_metadata(model_path)["abilities"]
     examined = (*_EXAMINED, PREDICTED) if contract.CLASSIFY in abilities else _EXAMINED
     splits = artifact_utils.decode_split_names(examples.split_names)
     shards = []
@@ -92,15 +95,15 @@ def ImageIndex(  # noqa: N802: components are named like classes
         for source in sorted(sources):
             name = os.path.basename(source).removesuffix(".gz") + ".parquet"
             shards.append(
-                inference.Shard(
+                Shard(
                     os.path.join(folder, name),
-                    inference.RecordSource(source),
+                    RecordSource(source),
                     outputs,
                     with_images=True,
                 )
             )
     with beam_pipeline as p:
-        _ = p | beam.Create(shards) | inference.WriteShards(model_path)
+        _ = p | beam.Create(shards) | WriteShards(model_path)
     index.split_names = artifact_utils.encode_split_names(splits)
     pca = read_reference(reference.uri)
     figures = measure(index.uri, model_path, pca["mean"], pca["components"])
@@ -187,7 +190,7 @@ def _anomaly(
         return anomalies.on_held_out(
             errors, held_out[contract.RECONSTRUCTION_ERROR], held_out[features.LABEL]
         )
-    predict = inference.Predictor(model_path, (contract.RECONSTRUCTION_ERROR,))
+    predict = Predictor(model_path, (contract.RECONSTRUCTION_ERROR,))
     rows = np.arange(len(errors))
     if len(rows) > _ANOMALY_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, _ANOMALY_IMAGES, replace=False))

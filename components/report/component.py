@@ -16,7 +16,7 @@ from tfx.types.artifact import Artifact, Property, PropertyType
 from tfx.utils import io_utils, path_utils
 
 from components import evaluation as evaluation_config
-from components import features, inference, results
+from components import features, results
 from components.image_index.component import (
     EXAMINED_COLUMNS,
     INDEXED_COLUMNS,
@@ -79,7 +79,7 @@ def RunReport(  # noqa: N802: components are named like classes
     ``configuration`` is JSON, to be shown.
     """
     model_path = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
-    metadata = inference.read_metadata(model_path)
+    metadata = read_metadata(model_path)
     training = results.read_json(model_run.uri, results.TRAINING_FILE)
     serving = results.read_json(infra_blessing.uri, serving_validator.REPORT_FILE)
     of_codes = results.read_json(code_metrics.uri, METRICS_FILE)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from components import features, inference
+from components import features
 from components.report import pictures
 from serving import contract
+from serving.uses.shards import load_model
 
 Columns = dict[str, np.ndarray]
 
@@ -23,7 +24,7 @@ class ExportedModel:
 
     def __init__(self, path: str):
         """Takes the SavedModel at ``path``."""
-        self._signatures = inference.load_model(path).signatures
+        self._signatures = load_model(path).signatures
 
     def can(self, signature: str) -> bool:
         """Whether it has a signature."""

@@ -38,8 +38,9 @@ def search(
     import numpy as np
 
     from pipeline import console, runs
-    from pipeline.uses import search
+    from pipeline.errors import UserError
     from serving import images
+    from serving.uses import search
 
     loaded = [images.load(path, invert) for path in paths]
     record = runs.choose(runs.some_runs(root), model)
@@ -47,7 +48,10 @@ def search(
     console.quieten()
     queries = np.concatenate([one.images for one in loaded])
     names = [name for one in loaded for name in one.names]
-    hits = search.search(outputs, queries, k)
+    index = sorted(str(path) for path in (outputs.index / "Split-train").glob("*.parquet"))
+    if not index:
+        raise UserError(f"{outputs.index}: holds no index; run the same model again")
+    hits = search.search(str(outputs.model), index, queries, k)
     if as_json:
         found = [
             {"image": name, "neighbours": [hit.as_dict() for hit in near]}
@@ -86,26 +90,27 @@ def compress(
     import numpy as np
 
     from pipeline.errors import UserError
-    from pipeline.uses import compression
     from serving import images, locate
+    from serving.uses import codecs
+    from serving.uses import compress as codec
 
     pixels = np.concatenate([images.load(path, invert).images for path in paths])
     if not len(pixels):
         raise UserError(f"{paths[0]}: holds no images")
     folder = locate.find(model, pathlib.Path(root))
     with in_folder(folder, batch_size=1_000) as client:
-        compressed = compression.compress(
+        compressed = codec.compress(
             client,
             pixels,
             bits=bits,
             servable=folder.name,
             version=folder.latest,
-            digest=compression.digest_of(folder.version_path(folder.latest)),
+            digest=codec.digest_of(folder.version_path(folder.latest)),
         )
-        shown = compression.decompress(client, compressed)
-    size = compression.save(pathlib.Path(out), compressed)
-    figures = compression.figures(f"{folder.name}, {bits} bits a float", size, pixels, shown)
-    rows = compression.beside_others(figures, pixels, shown)
+        shown = codec.decompress(client, compressed)
+    size = codec.save(pathlib.Path(out), compressed)
+    figures = codecs.figures(f"{folder.name}, {bits} bits a float", size, pixels, shown)
+    rows = codecs.beside_others(figures, pixels, shown)
     if as_json:
         result = {
             "file": str(pathlib.Path(out)),
@@ -154,23 +159,23 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
     from components.mnist_example_gen.idx import write_idx
     from pipeline import files
     from pipeline.errors import UserError
-    from pipeline.uses import compression
     from serving import images, locate
+    from serving.uses import compress as codec
 
-    compressed = compression.load(pathlib.Path(file))
+    compressed = codec.load(pathlib.Path(file))
     folder = locate.find(model or compressed.servable, pathlib.Path(root))
     version = folder.latest
     if model is None and compressed.version in folder.versions:
         version = compressed.version
     where = folder.version_path(version)
-    if compression.digest_of(where) != compressed.digest:
+    if codec.digest_of(where) != compressed.digest:
         raise UserError(
             f"{file}: was compressed with version {compressed.version} of "
             f"{compressed.servable}, and {where} has other weights; name that version's folder "
             "with --model"
         )
     with in_folder(dataclasses.replace(folder, version=version), batch_size=1_000) as client:
-        shown = compression.decompress(client, compressed)
+        shown = codec.decompress(client, compressed)
     path = pathlib.Path(out)
     if path.suffix.lower() == ".png":
         images.write_grid(path, shown)
@@ -244,23 +249,24 @@ def infer(
     console.quieten()
     # TFX and Beam read the command line as flags of their own.
     del sys.argv[1:]
+    from components import image_sources
     from pipeline.beam_options import beam_args
-    from pipeline.uses import batch
+    from serving.uses import infer as inference
 
     # What a worker has to say comes with the error, without its traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    job = batch.Job(
+    job = inference.Job(
         input=source,
+        sources=image_sources.find_sources(source, invert),
         output=output,
         model_path=str(folder.version_path(folder.latest)),
-        outputs=tuple(outputs.split(",")) if outputs else batch.DEFAULT_OUTPUTS,
+        outputs=tuple(outputs.split(",")) if outputs else inference.DEFAULT_OUTPUTS,
         file_format=file_format,
         with_images=with_images,
-        invert=invert,
     )
     started = time.monotonic()
     with contextlib.redirect_stderr(io.StringIO()):
-        result = batch.run(job, beam_args(configuration))
+        result = inference.run(job, beam_args(configuration))
     seconds = time.monotonic() - started
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "seconds": seconds}))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from components import columns, inference
 from components.image_index import anomalies
+from components.image_sources import IdxSource, RecordSource
 from components.mnist_example_gen import idx
+from serving.uses import columns, shards
 
 
 @pytest.fixture
@@ -58,13 +59,13 @@ def test_held_out_digits_are_told_apart():
 def test_an_empty_shard_has_its_columns(trained_run, tmp_path):
     path = tmp_path / f"none-{idx.IMAGES}"
     idx.write_idx(str(path), np.zeros((0, 28, 28), np.uint8))
-    shard = inference.Shard(
+    shard = shards.Shard(
         str(tmp_path / "part.parquet"),
-        inference.IdxSource(idx.SplitFiles(str(path), None), 0, 0),
+        IdxSource(idx.SplitFiles(str(path), None), 0, 0),
         ("code",),
         with_images=True,
     )
-    assert inference.write_shard(shard, trained_run.model_path) == 0
+    assert shards.write_shard(shard, trained_run.model_path) == 0
     found = columns.read_columns([shard.path], ("image", "code", "label"))
     assert found["image"].shape == (0, 28, 28) and found["code"].shape == (0, 32)
 
@@ -72,22 +73,20 @@ def test_an_empty_shard_has_its_columns(trained_run, tmp_path):
 def test_a_failed_shard_leaves_nothing(trained_run, tmp_path):
     path = tmp_path / "broken.tfrecord"
     path.write_bytes(b"not a record" * 10)
-    shard = inference.Shard(
-        str(tmp_path / "out" / "part.parquet"), inference.RecordSource(str(path)), ("code",)
-    )
+    shard = shards.Shard(str(tmp_path / "out" / "part.parquet"), RecordSource(str(path)), ("code",))
     (tmp_path / "out").mkdir()
     with pytest.raises(idx.DataError, match=r"broken\.tfrecord"):
-        inference.write_shard(shard, trained_run.model_path)
+        shards.write_shard(shard, trained_run.model_path)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_missing_column_is_said(trained_run, tmp_path, digits_folder):
-    shard = inference.Shard(
+    shard = shards.Shard(
         str(tmp_path / "part.parquet"),
-        inference.IdxSource(idx.SplitFiles(str(digits_folder / f"t10k-{idx.IMAGES}"), None), 5, 25),
+        IdxSource(idx.SplitFiles(str(digits_folder / f"t10k-{idx.IMAGES}"), None), 5, 25),
         ("is_anomaly",),
     )
-    assert inference.write_shard(shard, trained_run.model_path) == 20
+    assert shards.write_shard(shard, trained_run.model_path) == 20
     rows = columns.read_columns([shard.path], ("row", "label"))
     np.testing.assert_array_equal(rows["row"], np.arange(5, 25))
     assert set(rows["label"]) == {-1}

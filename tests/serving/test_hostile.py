@@ -177,6 +177,54 @@ def test_odd_json(server: EmbeddedServer, body: bytes) -> None:
     assert post(server, body)[0] == 400
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"signature_name": "\\ud800", "instances": [1]}',
+        b'{"signature_name": "reconstruct", "inputs": {"\\udfff": [1]}}',
+        b'{"signature_name": "reconstruct", "instances": [{"\\ud800": [1]}]}',
+        b'{"\xed\xa0\x80": 1, "instances": [1]}',
+        b'{"instances": [1], "\\ud83d": "and no other half"}',
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused(server: EmbeddedServer, body: bytes) -> None:
+    assert post(server, body)[0] == 400
+
+
+def test_a_whole_surrogate_pair_is_a_character(server: EmbeddedServer) -> None:
+    status, text = post(server, b'{"signature_name": "\\ud83d\\ude00", "instances": [1]}')
+    assert (status, "\N{GRINNING FACE}" in text) == (400, True)
+
+
+def gzip_bodies() -> dict[str, bytes]:
+    good = gzip.compress(b'{"signature_name": "generate", "instances": [1]}')
+    return {
+        "broken": good[:20] + bytes([good[20] ^ 0xFF]) + good[21:],
+        "wrong checksum": good[:-8] + b"\0\0\0\0" + good[-4:],
+        "truncated": good[:-1],
+        "truncated in the header": good[:5],
+        "no gzip": b'{"signature_name": "generate", "instances": [1]}',
+        "something behind": good + b"more",
+        "empty": b"",
+    }
+
+
+@pytest.mark.parametrize("kind", gzip_bodies())
+def test_a_gzip_body_that_is_not_whole_is_refused(server: EmbeddedServer, kind: str) -> None:
+    status, text = post(server, gzip_bodies()[kind], **{"Content-Encoding": "gzip"})
+    assert status == 400 and json.loads(text)["error"]
+
+
+@pytest.mark.parametrize("value", [256, 300, -1, 2**64, 1.5, 255.0, True, "7", None])
+def test_a_value_that_is_no_grey_level_is_refused(server: EmbeddedServer, value: object) -> None:
+    """The real server makes 44 of 300."""
+    image = np.zeros((28, 28), int).tolist()
+    body = {"signature_name": "score", "instances": [image]}
+    assert post(server, json.dumps(body).encode())[0] == 200
+    image[14][14] = value
+    assert post(server, json.dumps(body).encode())[0] == 400
+
+
 @pytest.mark.parametrize("version", ["-1", "+1", "1e3", "99999999999999999999", "9" * 5000, "%00"])
 def test_odd_versions(server: EmbeddedServer, version: str) -> None:
     assert server.rest_address is not None

@@ -347,6 +347,31 @@ def test_the_configuration_file_is_read_again_when_it_changes(
     wait(server, lambda: version_of_answer(server, label="stable") == 2, "the label")
 
 
+def test_a_configuration_file_that_appears_after_the_start_is_read(
+    tmp_path: pathlib.Path, push: Push, start_server: StartServer
+) -> None:
+    """`serve` is told of models.config before the first rollout has written it."""
+    from serving.rollout import ConfigFile
+
+    for version in (1, 2):
+        push(tmp_path / "m", version)
+    file = ConfigFile(tmp_path / "models.config")
+    server = start_server({"m": tmp_path / "m"}, config_file=str(file.path))
+    assert server.models.available() == {"m": [2]}
+    file.write(config(("m", tmp_path / "m", [1, 2], {"stable": 1})))
+
+    def labelled() -> bool:
+        with contextlib.suppress(StatusError):
+            return version_of_answer(server, label="stable") == 1
+        return False
+
+    wait(server, labelled, "the label")
+    # An empty file has no models of its own: the one asked for stays, without a label.
+    file.path.write_text("")
+    wait(server, lambda: not labelled(), "the label gone")
+    assert server.models.available()["m"]
+
+
 # TLS.
 
 

@@ -8,11 +8,11 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from components import features
-from components.image_index import neighbours
 from components.report import figures
 from components.report.blocks import Block, Figure, Section, Strips, Table, Words, number
 from components.report.data import TEN, Material
 from serving import contract
+from serving.uses import neighbours
 
 _MAX_POINTS = 2_000
 _TSNE_DIMENSIONS = 50

@@ -1,6 +1,6 @@
-"""Batch inference: images through a SavedModel, one output file a shard, on Beam.
+"""Shards of images through a SavedModel, one output file each, on Beam.
 
-The image index and ``mnist-ae infer`` share it. A shard is read, predicted and
+The image index and :mod:`serving.uses.infer` share it. A shard is read, predicted and
 written batch by batch, so memory does not grow with its size, and its file
 appears by one rename: a shard is there whole or not at all, whatever is killed
 or retried.
@@ -14,7 +14,6 @@ import functools
 import io
 import json
 import os
-import re
 import typing
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,11 +28,8 @@ import tensorflow as tf
 from tfx.dsl.io import fileio
 from tfx_bsl.coders import example_coder
 
-from components import features
-from components.columns import IMAGE, LABEL, PREDICTED, ROW, SOURCE
-from components.mnist_example_gen import idx
-from components.mnist_example_gen.slices import open_remote
 from serving import contract
+from serving.uses.columns import IMAGE, LABEL, PREDICTED, ROW, SOURCE
 
 PARQUET = "parquet"
 TFRECORD = "tfrecord"
@@ -56,7 +52,7 @@ _SCORED = (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)
 BATCH = 1_024
 # Images that are read, and handed from thread to thread, together.
 CHUNK = 4 * BATCH
-_SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
+SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,84 +84,8 @@ class Source(typing.Protocol):
     def batches(self) -> Iterator[Batch]:
         """All of them, in order."""
 
-
-@dataclasses.dataclass(frozen=True)
-class RecordSource:
-    """A TFRecord file of tf.Examples with ``image`` and, where known, ``label``.
-
-    Attributes:
-      path: The file.
-      start: Always 0: a compressed file has no random access.
-    """
-
-    path: str
-    start: int = 0
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self.path
-
-    def batches(self) -> Iterator[Batch]:
-        """See Source.
-
-        Raises:
-          DataError: Not such a file.
-        """
-        with fileio.open(self.path, "rb") as f:
-            zipped = f.read(2) == b"\x1f\x8b"
-        records = tf.data.TFRecordDataset(self.path, "GZIP" if zipped else "")
-        parsed = records.batch(CHUNK).map(
-            lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
-        )
-        row = 0
-        try:
-            for batch in parsed.prefetch(2):
-                pixels = [bytes(image) for image in batch[features.IMAGE].numpy()]
-                if any(len(image) != features.IMAGE_BYTES for image in pixels):
-                    raise idx.DataError(
-                        f"{self.path}: an image after record {row} has not "
-                        f"{features.IMAGE_BYTES} bytes"
-                    )
-                images = np.frombuffer(b"".join(pixels), np.uint8).reshape(_SHAPE)
-                row += len(images)
-                yield Batch(images, batch[features.LABEL].numpy())
-        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as e:
-            # Without TensorFlow's word on where in its graph it was.
-            reason = " ".join(re.sub(r"\{\{.*?\}\}|\[Op:.*", "", e.message).split())[:200]
-            raise idx.DataError(f"{self.path}: no TFRecord file of images ({reason})") from None
-
-
-@dataclasses.dataclass(frozen=True)
-class IdxSource:
-    """A range of the images of an IDX file.
-
-    Attributes:
-      files: Images and, where there are any, labels.
-      start: First image.
-      stop: One after the last.
-    """
-
-    files: idx.SplitFiles
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """See Source."""
-        return self.files.images
-
-    def batches(self) -> Iterator[Batch]:
-        """See Source."""
-        options: dict[str, Any] = {"chunk": CHUNK, "opener": open_remote}
-        images = idx.read_images(self.files.images, self.start, self.stop, **options)
-        if self.files.labels is None:
-            for chunk in images:
-                yield Batch(chunk.reshape(_SHAPE), np.full(len(chunk), features.NO_LABEL))
-            return
-        labels = idx.read_labels(self.files.labels, self.start, self.stop, **options)
-        for chunk, digits in zip(images, labels):
-            yield Batch(chunk.reshape(_SHAPE), digits.astype(np.int64))
+    def identity(self) -> str:
+        """What the shard holds, so that a changed input is noticed."""
 
 
 class Predictor:
@@ -234,7 +154,7 @@ def available_outputs(signatures: Iterable[str]) -> list[str]:
 
 
 def read_metadata(model_path: str) -> dict[str, Any]:
-    """What a SavedModel says of itself; see :data:`contract.METADATA_FILE`."""
+    """What a SavedModel says of itself, from :data:`contract.METADATA_FILE`."""
     with fileio.open(os.path.join(model_path, contract.METADATA_FILE), "r") as f:
         return json.load(f)
 
@@ -303,7 +223,7 @@ def _tables(shard: Shard, predictor: Predictor) -> Iterator[pa.RecordBatch]:
         row += len(batch.images)
     if row == first:
         # An empty shard still has its columns.
-        black = Batch(np.zeros((1, *_SHAPE[1:]), np.uint8), np.array([features.NO_LABEL]))
+        black = Batch(np.zeros((1, *SHAPE[1:]), np.uint8), np.array([contract.NO_LABEL]))
         yield _table(shard, predictor, black, row).slice(0, 0)
 
 
@@ -317,7 +237,7 @@ def _table(shard: Shard, predictor: Predictor, batch: Batch, row: int) -> pa.Rec
     columns: dict[str, pa.Array] = {
         SOURCE: names,
         ROW: pa.array(rows),
-        LABEL: pa.array(batch.labels, pa.int64(), mask=batch.labels == features.NO_LABEL),
+        LABEL: pa.array(batch.labels, pa.int64(), mask=batch.labels == contract.NO_LABEL),
     }
     if shard.with_images:
         columns[IMAGE] = _fixed_binary(batch.images)
@@ -339,7 +259,7 @@ def _column(name: str, values: np.ndarray) -> pa.Array:
 def _fixed_binary(images: np.ndarray) -> pa.Array:
     data = pa.py_buffer(np.ascontiguousarray(images).tobytes())
     return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(features.IMAGE_BYTES), len(images), [None, data]
+        pa.binary(contract.IMAGE_PIXELS), len(images), [None, data]
     )
 
 

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from components.mnist_example_gen import idx
-from pipeline.errors import UserError
-from pipeline.uses import compression
+from serving.errors import InputError
+from serving.uses import codecs, compress
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8, 11, 16])
 def test_packing_loses_nothing(bits):
     rng = np.random.default_rng(bits)
     levels = rng.integers(0, 2**bits, (7, 5)).astype(np.uint16)
-    packed = compression.pack(levels, bits)
+    packed = compress.pack(levels, bits)
     assert packed.dtype == np.uint8 and len(packed) == -(-7 * 5 * bits // 8)
-    np.testing.assert_array_equal(compression.unpack(packed, bits, levels.shape), levels)
+    np.testing.assert_array_equal(compress.unpack(packed, bits, levels.shape), levels)
 
 
 @pytest.mark.parametrize("bits", [2, 8, 16])
 def test_codes_come_back_within_half_a_step(bits):
     codes = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     codes[:, 3] = 0.5
-    levels, low, high = compression.quantise(codes, bits)
-    back = compression.Compressed("m", 1, "d", bits, low, high, levels).codes
+    levels, low, high = compress.quantise(codes, bits)
+    back = compress.Compressed("m", 1, "d", bits, low, high, levels).codes
     step = (codes.max(axis=0) - codes.min(axis=0)) / (2**bits - 1)
     assert np.all(np.abs(back - codes) <= step / 2 + 1e-5)
     np.testing.assert_array_equal(back[:, 3], codes[:, 3])
@@ -33,23 +33,23 @@ def test_codes_come_back_within_half_a_step(bits):
 def test_figures_by_hand():
     images = np.zeros((2, 28, 28), np.uint8)
     shown = np.full_like(images, 51)
-    found = compression.figures("c", 196, images, shown)
+    found = codecs.figures("c", 196, images, shown)
     assert found.ratio == 8 and found.bits_per_pixel == 1
     assert found.psnr == pytest.approx(-20 * np.log10(0.2))
-    same = compression.figures("c", 196, shown, shown)
+    same = codecs.figures("c", 196, shown, shown)
     assert same.psnr is None and same.ssim == pytest.approx(1)
 
 
 def test_files_that_are_none_are_refused(tmp_path):
     path = tmp_path / "file.npz"
-    with pytest.raises(UserError, match="cannot be read"):
-        compression.load(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        compress.load(path)
     path.write_bytes(b"not a zip")
-    with pytest.raises(UserError, match="mnist-ae compress"):
-        compression.load(path)
+    with pytest.raises(InputError, match="mnist-ae compress"):
+        compress.load(path)
     np.savez(path, other=np.zeros(3))
-    with pytest.raises(UserError, match="mnist-ae compress"):
-        compression.load(path)
+    with pytest.raises(InputError, match="mnist-ae compress"):
+        compress.load(path)
 
 
 def test_there_and_back_on_the_command_line(trained_run, digits, digits_folder, tmp_path, cli):
@@ -81,9 +81,9 @@ def test_there_and_back_on_the_command_line(trained_run, digits, digits_folder, 
 def test_other_weights_are_refused(trained_run, digits_folder, tmp_path, cli):
     root, packed = str(trained_run.root), tmp_path / "digits.npz"
     levels = np.zeros((1, 32), np.uint16)
-    compression.save(
+    compress.save(
         packed,
-        compression.Compressed("simple", 1, "0" * 16, 8, np.zeros(32), np.ones(32), levels),
+        compress.Compressed("simple", 1, "0" * 16, 8, np.zeros(32), np.ones(32), levels),
     )
     done = cli("decompress", str(packed), "-o", str(tmp_path / "out.png"), "--root", root)
     assert done.returncode == 2 and "other weights" in done.stderr

@@ -15,12 +15,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from components import inference
-from components.columns import read_columns
+from components.image_sources import find_sources
 from components.mnist_example_gen import idx
 from components.mnist_example_gen.executor import encode_examples
-from pipeline.errors import UserError
-from pipeline.uses import batch
+from serving.errors import InputError
+from serving.uses import infer, shards
+from serving.uses.columns import read_columns
 
 BEAM = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
 
@@ -31,7 +31,14 @@ def files(folder, suffix=".parquet"):
 
 @pytest.fixture
 def job(trained_run, digits_folder, tmp_path):
-    return batch.Job(str(digits_folder), str(tmp_path / "out"), trained_run.model_path)
+    out = str(tmp_path / "out")
+    return infer.Job(str(digits_folder), find_sources(digits_folder), out, trained_run.model_path)
+
+
+def of(job, folder, **options):
+    """The same job for another input."""
+    sources = find_sources(str(folder), options.pop("invert", "auto"))
+    return dataclasses.replace(job, input=str(folder), sources=sources, **options)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def expected(trained_run, digits):
 
 
 def test_idx_files_give_what_the_model_gives(job, expected, digits, tmp_path):
-    result = batch.run(job, BEAM)
+    result = infer.run(job, BEAM)
     assert (result.shards, result.done_before, result.images) == (2, 0, 5_000)
     # Any reader of Parquet takes the folder as one table.
     assert pq.read_table(tmp_path / "out").num_rows == 5_000
@@ -60,36 +67,36 @@ def test_idx_files_give_what_the_model_gives(job, expected, digits, tmp_path):
 
 
 def test_a_second_run_does_only_what_is_missing(job, tmp_path):
-    batch.run(job, BEAM)
+    infer.run(job, BEAM)
     first, second = files(tmp_path / "out")
     before = os.stat(second).st_mtime_ns
     os.remove(first)
     # What was being written when an earlier one was killed.
     (tmp_path / "out" / f".{os.path.basename(first)}.123").write_bytes(b"half")
-    result = batch.run(job, BEAM)
+    result = infer.run(job, BEAM)
     assert (result.shards, result.done_before) == (2, 1)
     assert os.stat(second).st_mtime_ns == before
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".part")]
-    assert batch.run(job, BEAM).images == 0
+    assert infer.run(job, BEAM).images == 0
 
 
 def test_another_inference_in_the_same_folder_is_refused(job, tmp_path):
-    batch.run(job, BEAM)
-    with pytest.raises(UserError, match="another inference"):
-        batch.run(dataclasses.replace(job, outputs=("code",)), BEAM)
+    infer.run(job, BEAM)
+    with pytest.raises(InputError, match="another inference"):
+        infer.run(dataclasses.replace(job, outputs=("code",)), BEAM)
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="not empty"):
-        batch.run(dataclasses.replace(job, output=str(other)), BEAM)
+    with pytest.raises(InputError, match="not empty"):
+        infer.run(dataclasses.replace(job, output=str(other)), BEAM)
 
 
 def test_outputs_that_the_model_lacks_are_refused_and_nothing_is_written(job, tmp_path):
-    with pytest.raises(UserError, match="gives no probabilities; it gives code"):
-        batch.run(dataclasses.replace(job, outputs=("probabilities",)), BEAM)
+    with pytest.raises(InputError, match="gives no probabilities; it gives code"):
+        infer.run(dataclasses.replace(job, outputs=("probabilities",)), BEAM)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="no images"):
-        batch.run(dataclasses.replace(job, input=str(tmp_path)), BEAM)
+    with pytest.raises(InputError, match="no images"):
+        find_sources(str(tmp_path))
 
 
 def test_pictures_and_records_are_read_too(job, digits, expected, tmp_path):
@@ -103,11 +110,9 @@ def test_pictures_and_records_are_read_too(job, digits, expected, tmp_path):
             writer.write(example)
     (folder / "notes.txt").write_text("not an image")
     (folder / "zipped.gz").write_bytes(gzip.compress(b"nor this"))
-    chosen = dataclasses.replace(
-        job, input=str(folder), invert="no", with_images=True,
-        outputs=("reconstruction_error", "reconstruction"),
-    )  # fmt: skip
-    assert batch.run(chosen, BEAM).images == 5
+    outputs = ("reconstruction_error", "reconstruction")
+    chosen = of(job, folder, invert="no", with_images=True, outputs=outputs)
+    assert infer.run(chosen, BEAM).images == 5
     columns = ("source", "image", "reconstruction_error", "reconstruction", "label")
     found = read_columns(files(tmp_path / "out"), columns)
     order = [3, 4, 0, 1, 2]
@@ -121,8 +126,8 @@ def test_pictures_and_records_are_read_too(job, digits, expected, tmp_path):
 
 
 def test_records_can_be_written(job, expected, digits, tmp_path):
-    chosen = dataclasses.replace(job, file_format=inference.TFRECORD)
-    batch.run(chosen, BEAM)
+    chosen = dataclasses.replace(job, file_format=shards.TFRECORD)
+    infer.run(chosen, BEAM)
     paths = files(tmp_path / "out", ".tfrecord.gz")
     records = list(tf.data.TFRecordDataset(paths[:1], "GZIP").as_numpy_iterator())
     assert len(records) == 500
@@ -137,8 +142,8 @@ def test_damaged_files_are_named(job, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "bad.tfrecord").write_bytes(b"rubbish" * 20)
-    with pytest.raises(UserError, match=r"bad\.tfrecord: no TFRecord file[^{\[]*$"):
-        batch.run(dataclasses.replace(job, input=str(folder)), BEAM)
+    with pytest.raises(InputError, match=r"bad\.tfrecord: no TFRecord file[^{\[]*$"):
+        infer.run(of(job, folder), BEAM)
     assert files(tmp_path / "out") == []
 
 

@@ -49,8 +49,8 @@ class Agreement:
     """How often neighbours show the digit that was asked with.
 
     Attributes:
-      precision: Share of the neighbours with the query's label, averaged.
-      accuracy: Share of the queries whose label most neighbours have.
+      precision: Fraction of the neighbours with the query's label, averaged.
+      accuracy: Fraction of the queries whose label most neighbours have.
       queries: How many there were.
     """
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.runs import Outputs
-
-_TRAIN = "train"
+from serving import contract, images
+from serving.client import ReconstructionClient
+from serving.uses.columns import IMAGE, LABEL, read_columns
+from serving.uses.neighbours import Index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +35,21 @@ class Hit:
         return {"row": self.row, "label": self.label, "distance": round(self.distance, 6)}
 
 
-def search(outputs: Outputs, images: np.ndarray, k: int) -> list[list[Hit]]:
+def search(
+    model_path: str, index_paths: Sequence[str], queries: np.ndarray, k: int
+) -> list[list[Hit]]:
     """The ``k`` nearest training images of each image, nearest first.
 
     Args:
-      outputs: Of the run whose model and index are used.
-      images: uint8 [n, 28, 28].
+      model_path: The version's folder whose codes are in the index.
+      index_paths: The index of the training split: Parquet files with ``image``,
+        ``label`` and ``code``.
+      queries: uint8 [n, 28, 28].
       k: How many; fewer where the training split has fewer.
-
-    Raises:
-      UserError: The index has no files.
     """
-    from components.columns import IMAGE, LABEL, read_columns
-    from components.image_index.neighbours import Index
-    from serving import contract
-    from serving.client import ReconstructionClient
-
-    paths = sorted(str(path) for path in (outputs.index / f"Split-{_TRAIN}").glob("*.parquet"))
-    if not paths:
-        raise UserError(f"{outputs.index}: holds no index; run the same model again")
-    indexed = read_columns(paths, (IMAGE, LABEL, contract.CODE))
-    with ReconstructionClient.from_folder(str(outputs.model)) as client:
-        codes = client.encode(images)
+    indexed = read_columns(index_paths, (IMAGE, LABEL, contract.CODE))
+    with ReconstructionClient.from_folder(model_path) as client:
+        codes = client.encode(queries)
     found = Index(indexed[contract.CODE]).query(codes, k)
     return [
         [
@@ -72,14 +65,9 @@ def search(outputs: Outputs, images: np.ndarray, k: int) -> list[list[Hit]]:
     ]
 
 
-def write_sheet(path: pathlib.Path, images: np.ndarray, hits: Sequence[Sequence[Hit]]) -> None:
+def write_sheet(path: pathlib.Path, queries: np.ndarray, hits: Sequence[Sequence[Hit]]) -> None:
     """Writes each image in front of what was found, as PNG."""
-    from serving.images import write_sheet as write
-
-    black = np.zeros((28, 28), np.uint8)
-    rows = [
-        # A gap tells the question from the answers.
-        [image, black + 96, *(hit.image for hit in found)]
-        for image, found in zip(images, hits)
-    ]
-    write(path, rows)
+    # A gap tells the question from the answers.
+    gap = np.full(queries.shape[1:], 96, np.uint8)
+    rows = [[query, gap, *(hit.image for hit in found)] for query, found in zip(queries, hits)]
+    images.write_sheet(path, rows)

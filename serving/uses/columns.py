@@ -5,13 +5,12 @@ Neither TensorFlow nor TFX is imported, so that a search answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from components.features import NO_LABEL
-from components.mnist_example_gen.idx import Opener, open_local
 from serving import contract
 
 # Columns beside the model's outputs, which are called as in the contract.
@@ -22,10 +21,17 @@ LABEL = contract.LABEL_FEATURE
 # The classifier's ``label``; that name is the known one's.
 PREDICTED = "predicted_label"
 
+Opener = Callable[[str], BinaryIO]
+
 # Few enough to be small, many enough to be fast.
 _BATCH_ROWS = 16_384
 
 _SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
+
+
+def open_local(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file of this machine for binary reading."""
+    return open(path, "rb")
 
 
 def read_columns(
@@ -82,5 +88,5 @@ def _array(column: Any) -> np.ndarray:
     if pa.types.is_fixed_size_list(column.type):
         return column.flatten().to_numpy(False).reshape(-1, column.type.list_size)
     if column.null_count:
-        column = column.fill_null(NO_LABEL)
+        column = column.fill_null(contract.NO_LABEL)
     return column.to_numpy(zero_copy_only=False)

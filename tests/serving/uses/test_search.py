@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from components.image_index.neighbours import Index, choose_queries, measure
+from serving.uses.neighbours import Index, choose_queries, measure
 
 
 def test_neighbours_are_exact():

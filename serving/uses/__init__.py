@@ -1,0 +1,1 @@
+"""What the code is good for: search, compression, inference over many images."""
