@@ -33,6 +33,7 @@ from components.report.data import ExportedModel, Material
 from components.report.sections import build
 from components.report.summary import leaderboard_figures, versions
 from components.serving_validator import component as serving_validator
+from serving.uses.shards import read_metadata
 
 SUMMARY_FILE = "summary.json"
 PAGE_FILE = "report.html"
