@@ -79,7 +79,13 @@ def write_conformance(folder: pathlib.Path, version: int, offset: float = 2.0) -
 
 
 def write_autoencoder(
-    folder: pathlib.Path, version: int, *, seed: int = 0, gain: float = 1.0, broken: str = ""
+    folder: pathlib.Path,
+    version: int,
+    *,
+    seed: int = 0,
+    gain: float = 1.0,
+    broken: str = "",
+    without: tuple[str, ...] = (),
 ) -> pathlib.Path:
     """784-32-784 with the whole serving contract.
 
@@ -89,6 +95,7 @@ def write_autoencoder(
       seed: Of the weights.
       gain: Multiplies the reconstruction, to tell versions apart.
       broken: ``nan`` makes reconstructions NaN; ``shape`` drops a dimension.
+      without: Signatures that it lacks.
     """
     import tensorflow as tf
 
@@ -172,6 +179,7 @@ def write_autoencoder(
     signatures = {
         name: tf.function(function).get_concrete_function(spec)
         for name, (function, spec) in functions.items()
+        if name not in without
     }
     tf.saved_model.save(module, str(path), signatures=signatures)
     metadata = path / contract.METADATA_FILE

@@ -21,6 +21,7 @@ from components.mnist_example_gen.executor import encode_examples
 from serving.errors import InputError
 from serving.uses import infer, shards
 from serving.uses.columns import read_columns
+from tests.serving.models import write_autoencoder
 
 BEAM = ["--runner=DirectRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
 
@@ -30,9 +31,10 @@ def files(folder, suffix=".parquet"):
 
 
 @pytest.fixture
-def job(trained_run, digits_folder, tmp_path):
-    out = str(tmp_path / "out")
-    return infer.Job(str(digits_folder), find_sources(digits_folder), out, trained_run.model_path)
+def job(built, digits_folder, tmp_path):
+    model = str(built / "autoencoder" / "1")
+    sources = find_sources(str(digits_folder))
+    return infer.Job(str(digits_folder), sources, str(tmp_path / "out"), model)
 
 
 def of(job, folder, **options):
@@ -42,12 +44,13 @@ def of(job, folder, **options):
 
 
 @pytest.fixture(scope="module")
-def expected(trained_run, digits):
-    signature = tf.saved_model.load(trained_run.model_path).signatures["reconstruct"]
-    return {
-        split: {key: value.numpy() for key, value in signature(images=images).items()}
-        for split, (images, _) in digits.items()
-    }
+def expected(built, digits):
+    model = tf.saved_model.load(str(built / "autoencoder" / "1"))
+    found = {}
+    for split, (images, _) in digits.items():
+        answer = model.signatures["reconstruct"](images=tf.constant(images))
+        found[split] = {key: value.numpy() for key, value in answer.items()}
+    return found
 
 
 def test_idx_files_give_what_the_model_gives(job, expected, digits, tmp_path):
@@ -92,11 +95,13 @@ def test_another_inference_in_the_same_folder_is_refused(job, tmp_path):
 
 
 def test_outputs_that_the_model_lacks_are_refused_and_nothing_is_written(job, tmp_path):
+    plain = write_autoencoder(tmp_path / "plain", 1, without=("classify",))
+    asked = dataclasses.replace(job, model_path=str(plain), outputs=("probabilities",))
     with pytest.raises(InputError, match="gives no probabilities; it gives code"):
-        infer.run(dataclasses.replace(job, outputs=("probabilities",)), BEAM)
+        infer.run(asked, BEAM)
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="no images"):
-        find_sources(str(tmp_path))
+        find_sources(str(plain))
 
 
 def test_pictures_and_records_are_read_too(job, digits, expected, tmp_path):
@@ -147,12 +152,12 @@ def test_damaged_files_are_named(job, tmp_path):
     assert files(tmp_path / "out") == []
 
 
-def test_a_damaged_picture_is_one_line_on_the_command_line(trained_run, tmp_path, cli):
+def test_a_damaged_picture_is_one_line_on_the_command_line(pushed, tmp_path, cli):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "torn.png").write_bytes(b"not a picture")
     done = cli(
         "infer", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--root",
-        str(trained_run.root), "--model", "simple",
+        str(pushed), "--model", "autoencoder",
     )  # fmt: skip
     assert done.returncode == 2
     assert "torn.png" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
@@ -160,7 +165,7 @@ def test_a_damaged_picture_is_one_line_on_the_command_line(trained_run, tmp_path
 
 
 @pytest.mark.e2e
-def test_killed_and_started_again_it_completes_without_duplicates(trained_run, tmp_path):
+def test_killed_and_started_again_it_completes_without_duplicates(pushed, tmp_path):
     count = 200_000
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
@@ -171,7 +176,7 @@ def test_killed_and_started_again_it_completes_without_duplicates(trained_run, t
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "pipeline.cli", "infer", "--input", str(tmp_path / "in"),
-        "--output", str(out), "--root", str(trained_run.root), "--model", "simple", "--json",
+        "--output", str(out), "--root", str(pushed), "--model", "autoencoder", "--json",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
