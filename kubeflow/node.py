@@ -13,21 +13,22 @@ stderr says why.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
+
+from kubeflow.interruption import EXIT_CANCELLED, Interrupted, Watch, watched
+from pipeline.config import METADATA_PASSWORD, PipelineConfig, assign, parse
+from pipeline.errors import RunError, UserError
+from serving.errors import Error
 
 _logger = logging.getLogger("kubeflow.node")
 
-EXIT_TIMEOUT = 124
-EXIT_CANCELLED = 143
 _SPAN_FOLDER = re.compile(r"span-\d+")
 _VERSION_FOLDER = re.compile(r"version-\d+")
 _LAUNCH_TRIES = 5
@@ -35,17 +36,6 @@ _EXAMPLE_GEN = "MnistExampleGen"
 _SERVING_VALIDATOR = "ServingValidator"
 # A verdict of another run is read by that run's Pusher within this many seconds.
 _READ_WITHIN = 3_600.0
-
-
-class Interrupted(BaseException):
-    """The node was cancelled or ran out of time.
-
-    No Exception, so that nothing on the way takes it for a component's error.
-    """
-
-    def __init__(self, reason: str, exit_code: int):
-        super().__init__(reason)
-        self.exit_code = exit_code
 
 
 class _JsonFormatter(logging.Formatter):
@@ -97,15 +87,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def node_config(args: argparse.Namespace) -> Any:
+def node_config(args: argparse.Namespace) -> PipelineConfig:
     """The configuration with the run parameters in it.
 
     Raises:
       UserError: It does not parse, or a parameter does not fit.
     """
-    from pipeline import config
-    from pipeline.errors import UserError
-
     if "{{" in args.run_id:
         # The same text in every run: the second would find its work done already.
         raise UserError(
@@ -124,8 +111,8 @@ def node_config(args: argparse.Namespace) -> Any:
     if args.epochs:
         assignments.append(f"trainer.epochs={args.epochs}")
     for assignment in assignments:
-        config.assign(values, assignment)
-    return config.parse(values, where=f"node {args.node}")
+        assign(values, assignment)
+    return parse(values, where=f"node {args.node}")
 
 
 def data_source(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
@@ -136,7 +123,6 @@ def data_source(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
       DataError: The files are missing or damaged.
     """
     from components.mnist_example_gen import datasets
-    from pipeline.errors import UserError
 
     span = None
     if args.span != "latest":
@@ -159,8 +145,12 @@ def data_source(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
     return {"data_folder": found.folder}
 
 
-def run_node(args: argparse.Namespace) -> None:
+def run_node(args: argparse.Namespace, watch: Watch) -> None:
     """Runs the node, once more or for the first time.
+
+    Args:
+      args: The node's arguments.
+      watch: Over this process; settled when the outcome is.
 
     Raises:
       UserError: Bad configuration.
@@ -173,11 +163,11 @@ def run_node(args: argparse.Namespace) -> None:
     from kubeflow import store as stores
     from pipeline import history
 
-    password = os.environ.get("MNIST_AE_METADATA_PASSWORD")
+    password = os.environ.get(METADATA_PASSWORD)
     connection = stores.connection(args.metadata_url, password)
     store = stores.open_store(connection, args.metadata_url, args.metadata_patience)
     if stores.is_finished(store, args.run_id, args.node):
-        _noted()
+        watch.settle()
         _logger.info("%s is done already, by an earlier attempt", args.node)
         return
     if stores.close_attempts(store, args.run_id, args.node, args.pipeline_root):
@@ -190,39 +180,31 @@ def run_node(args: argparse.Namespace) -> None:
             try:
                 _launch(ir, args.node, connection)
                 break
-            except stores.TRANSIENT as e:
-                if attempt == _LAUNCH_TRIES:
+            except Exception as e:
+                if attempt == _LAUNCH_TRIES or watch.interrupted or not stores.is_transient(e):
                     raise
                 # Other nodes write to the same store; the first wins, the others try again.
                 _logger.warning("metadata store: %s; trying again", e)
                 stores.close_attempts(store, args.run_id, args.node, args.pipeline_root)
                 time.sleep(attempt)
         if not is_resolver(ir, args.node) and not stores.is_finished(store, args.run_id, args.node):
-            from pipeline.errors import RunError
-
             raise RunError(f"{args.node} did not run: an input is missing")
-        _noted()
-    except Interrupted as e:
-        _noted()
+        watch.settle()
+    except BaseException:
+        watch.settle()
+        if watch.interrupted is None:
+            raise
         if stores.is_finished(store, args.run_id, args.node):
             # The store says done, and so does this attempt.
-            _logger.info("%s: %s, too late", args.node, e)
+            _logger.info("%s: %s, too late", args.node, watch.interrupted)
             return
-        from ml_metadata.proto import metadata_store_pb2
-
-        cancelled = e.exit_code == EXIT_CANCELLED
-        state = metadata_store_pb2.Execution
-        stores.close_attempts(
-            store,
-            args.run_id,
-            args.node,
-            args.pipeline_root,
-            state=state.CANCELED if cancelled else state.FAILED,
-        )
-        raise
+        cancelled = watch.interrupted.exit_code == EXIT_CANCELLED
+        state = stores.CANCELED if cancelled else stores.FAILED
+        stores.close_attempts(store, args.run_id, args.node, args.pipeline_root, state)
+        raise watch.interrupted from None
 
 
-def compile_graph(config: Any, args: argparse.Namespace, *, labelled: bool) -> Any:
+def compile_graph(config: PipelineConfig, args: argparse.Namespace, *, labelled: bool) -> Any:
     """TFX's intermediate representation of the whole graph, for this run.
 
     Raises:
@@ -232,7 +214,6 @@ def compile_graph(config: Any, args: argparse.Namespace, *, labelled: bool) -> A
     from tfx.orchestration.portable import runtime_parameter_utils
 
     from kubeflow import compiler
-    from pipeline.errors import UserError
 
     # Only one node reads the images; the others need not find them again.
     source: dict[str, Any] = {"data_folder": args.data_dir or "/nowhere"}
@@ -270,53 +251,6 @@ def _launch(ir: Any, node_id: str, connection: Any) -> None:
     local_runner.launch_node(ir, node, deployment, connection)
 
 
-@contextlib.contextmanager
-def _interruptible(timeout: int) -> Iterator[None]:
-    """Turns SIGTERM and the time limit into :class:`Interrupted`.
-
-    It is raised again every second until someone takes note: where Python
-    ignores exceptions (in destructors, say) the first one would be lost.
-    """
-    late = Interrupted(f"gave up after its {timeout} s (timeout_seconds)", EXIT_TIMEOUT)
-    reason = late
-    interrupted = False
-
-    def again(signum: int, frame: Any) -> NoReturn:
-        nonlocal interrupted
-        interrupted = True
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        raise reason
-
-    def cancelled(signum: int, frame: Any) -> NoReturn:
-        nonlocal reason
-        reason = Interrupted("cancelled (SIGTERM)", EXIT_CANCELLED)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        again(signum, frame)
-
-    signal.signal(signal.SIGTERM, cancelled)
-    signal.signal(signal.SIGALRM, again)
-    signal.setitimer(signal.ITIMER_REAL, timeout)
-    try:
-        yield
-    except Exception as e:
-        if not interrupted:
-            raise
-        # A library on the way, half imported say, made an error of its own of it.
-        raise reason from e
-    finally:
-        _noted()
-
-
-def _noted() -> None:
-    """Lets what follows run undisturbed: what is decided stays decided, to the end."""
-    while True:
-        # Either call may still run the handler of a signal that came before it.
-        with contextlib.suppress(Interrupted):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGALRM, signal.SIG_IGN)
-            return
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a node; see the module for the exit codes."""
     args = make_parser().parse_args(argv)
@@ -330,16 +264,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     started = time.monotonic()
     try:
-        with _interruptible(args.timeout):
-            run_node(args)
+        with watched(args.timeout) as watch:
+            run_node(args, watch)
     except Interrupted as e:
         return _fail(args.node, e, e.exit_code)
     except Exception as e:
-        code = getattr(e, "exit_code", None)
-        if code is None:
-            _logger.exception("%s failed", args.node)
-            code = 1
-        return _fail(args.node, e, code)
+        if isinstance(e, Error):
+            return _fail(args.node, e, e.exit_code)
+        _logger.exception("%s failed", args.node)
+        return _fail(args.node, e, 1)
     _logger.info("%s done in %.1f s", args.node, time.monotonic() - started)
     return 0
 

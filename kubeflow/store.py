@@ -15,7 +15,9 @@ from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.io import fileio
 
 from pipeline import history
+from pipeline.config import METADATA_PASSWORD
 from pipeline.errors import UserError
+from serving.errors import Error
 
 _logger = logging.getLogger(__name__)
 
@@ -24,10 +26,13 @@ Connection: TypeAlias = (
 )
 
 _MYSQL_PORT = 3306
-_STATES = metadata_store_pb2.Execution
-_UNFINISHED = (_STATES.NEW, _STATES.RUNNING)
+# What ML Metadata's client waits for where two transactions contend: 5 s each, about.
+_MAX_RETRIES = 20
+FAILED = metadata_store_pb2.Execution.FAILED
+CANCELED = metadata_store_pb2.Execution.CANCELED
+_UNFINISHED = (metadata_store_pb2.Execution.NEW, metadata_store_pb2.Execution.RUNNING)
 # What several nodes at once can do to each other's transactions.
-TRANSIENT = (
+_TRANSIENT = (
     mlmd_errors.AbortedError,
     mlmd_errors.AlreadyExistsError,
     mlmd_errors.UnavailableError,
@@ -36,7 +41,7 @@ TRANSIENT = (
 )
 
 
-class StoreUnreachableError(Exception):
+class StoreUnreachableError(Error):
     """No metadata store answers; another attempt may find it."""
 
     exit_code = 3
@@ -74,6 +79,7 @@ def connection(url: str, password: str | None = None) -> Connection:
         config.mysql.database = parts.path.strip("/")
         config.mysql.user = urllib.parse.unquote(parts.username)
         config.mysql.password = password or ""
+        config.retry_options.max_num_retries = _MAX_RETRIES
         return config
     raise UserError(
         f"metadata store {url!r}: expected mysql://USER@HOST:PORT/DATABASE, grpc://HOST:PORT or "
@@ -108,12 +114,31 @@ def open_store(
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             if time.monotonic() + pause > deadline:
                 raise StoreUnreachableError(
-                    f"metadata store {url}: no answer in {patience:.0f} s ({reason[:200]}); is it "
-                    "up, and are user, password and network policy right?"
+                    f"metadata store {url}: no answer in {patience:.0f} s ({reason[:200]}); "
+                    + _advice(config)
                 ) from e
             _logger.warning("metadata store %s does not answer yet (%s)", url, reason[:200])
             time.sleep(pause)
             pause = min(pause * 2, 10.0)
+
+
+def _advice(config: Connection) -> str:
+    mysql = isinstance(config, metadata_store_pb2.ConnectionConfig) and config.HasField("mysql")
+    if mysql and not config.mysql.password:
+        return (
+            f"{METADATA_PASSWORD} is not set: is the secret there, and does the task get it "
+            "(kubeflow.defaults.secrets)?"
+        )
+    return "is it up, and are user, password and network policy right?"
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is the store's and may pass."""
+    while error is not None:
+        if isinstance(error, _TRANSIENT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_finished(store: metadata_store.MetadataStore, run_id: str, node_id: str) -> bool:
@@ -126,19 +151,26 @@ def close_attempts(
     run_id: str,
     node_id: str,
     pipeline_root: str,
-    state: Any = _STATES.FAILED,
+    state: Any = FAILED,
 ) -> int:
     """Ends what an attempt of this node, in this run, left unfinished.
 
-    Its executions get ``state`` and their output folders go; nothing of other
+    Its execution gets ``state`` and its output folders go; nothing of other
     nodes and runs is touched.
 
+    Args:
+      store: Where the attempt is noted.
+      run_id: The run.
+      node_id: The node.
+      pipeline_root: Folder of the artifacts.
+      state: What became of the attempt. ``CANCELED`` takes the place of a
+        failure that TFX may have noted when it was cancelled.
+
     Returns:
-      How many there were.
+      How many there were; TFX gives all attempts of a run one execution.
     """
-    unfinished = [
-        e for e in _executions(store, run_id, node_id) if e.last_known_state in _UNFINISHED
-    ]
+    ended = _UNFINISHED if state == FAILED else (*_UNFINISHED, FAILED)
+    unfinished = [e for e in _executions(store, run_id, node_id) if e.last_known_state in ended]
     for execution in unfinished:
         execution.last_known_state = state
         base = os.path.join(pipeline_root, node_id, "*", str(execution.id))

@@ -271,7 +271,7 @@ class _Cluster:
                 if e.status != 409:
                     raise RuntimeError(
                         f"the cluster refused {kind} {name}: {e.status} {e.reason}; does the "
-                        "service account have the role mnist-ae-runner?"
+                        "service account have the role of kubeflow/manifests/workers?"
                     ) from e
             self.delete(kind, name)
             time.sleep(_POLL_SECONDS)

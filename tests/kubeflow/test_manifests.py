@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import kubeflow
-from kubeflow import compiler
+from kubeflow import compiler, workers
 from pipeline import config
 from pipeline.config import METADATA_PASSWORD
 from serving.standin import settings as serving_settings
@@ -21,9 +21,8 @@ from serving.standin import settings as serving_settings
 PROJECT = pathlib.Path(kubeflow.__file__).resolve().parent.parent
 MANIFESTS = PROJECT / "kubeflow" / "manifests"
 READY = PROJECT / "pipeline" / "configs" / "kubeflow.yaml"
-BUILDABLE = [
-    "base", "beam", "overlays/local", "overlays/gcs", "overlays/gpu", "overlays/kserve"
-]  # fmt: skip
+OVERLAYS = [f"overlays/{name}" for name in ("local", "gcs", "gpu", "kserve")]
+BUILDABLE = ["base", "beam", "workers", *OVERLAYS]
 # Custom resources, whose schemas are not Kubernetes' own: checked by hand below.
 CUSTOM = {"InferenceService"}
 
@@ -141,28 +140,35 @@ def test_compiled_file_configuration_and_manifests_agree():
     assert defaults["push_dir"]["defaultValue"] == cluster.push_dir
 
 
-def test_the_workers_port_and_label_are_those_of_the_network_policy():
-    from kubeflow import workers
+def test_workers_reach_each_other_on_every_port_and_nobody_else_does():
+    policy = of(built("workers"), "NetworkPolicy", "mnist-ae-workers")
+    workers_only = {"matchLabels": {"app.kubernetes.io/name": workers.LABEL}}
+    assert policy["spec"]["podSelector"] == workers_only
+    # NCCL takes ports of its own.
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": workers_only}]}]
 
-    policy = of(built("base"), "NetworkPolicy", "mnist-ae-workers")
-    port = policy["spec"]["ingress"][0]["ports"][0]["port"]
-    assert port == config.load(None, []).kubeflow.workers.port
-    assert policy["spec"]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": workers.LABEL}
 
-
-def test_the_role_allows_what_the_trainer_does_and_no_wildcard():
-    role = of(built("base"), "Role")
-    allowed = {
+def allowed_by(role: dict) -> set[tuple[str, str]]:
+    """Resource and verb of everything that a role allows without naming an object."""
+    return {
         (resource, verb)
         for rule in role["rules"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
+        if "resourceNames" not in rule
     }
-    for resource in ("jobs", "services", "tfjobs"):
-        assert {(resource, "create"), (resource, "delete")} <= allowed
-    assert not [pair for pair in allowed if "*" in pair]
-    secrets = [rule for rule in role["rules"] if "secrets" in rule["resources"]]
-    assert all(rule["resourceNames"] for rule in secrets)
+
+
+def test_a_run_may_start_pods_of_its_own_only_where_workers_are_configured():
+    runner = allowed_by(of(built("base"), "Role"))
+    assert not {r for r, verb in runner if verb in ("create", "delete")} - {"workflowtaskresults"}
+    things = built("workers")
+    trainer = allowed_by(of(things, "Role"))
+    kinds = ("jobs", "services", "tfjobs")
+    assert {(kind, verb) for kind in kinds for verb in ("create", "delete")} <= trainer
+    assert {resource for resource, _ in trainer} == set(kinds)
+    assert of(things, "RoleBinding")["subjects"] == of(built("base"), "RoleBinding")["subjects"]
+    assert not {pair for pair in runner | trainer if "*" in pair or "secrets" in pair}
 
 
 def test_kserve_serves_the_pushed_folder_instead_of_the_deployment():

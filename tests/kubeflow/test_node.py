@@ -17,6 +17,7 @@ from ml_metadata.proto import metadata_store_pb2
 from kubeflow import node
 from kubeflow import store as stores
 from pipeline import history
+from pipeline.config import METADATA_PASSWORD
 from pipeline.errors import UserError
 
 STATES = metadata_store_pb2.Execution
@@ -135,6 +136,59 @@ def test_a_cancelled_node_says_so_in_the_store(ingested, driver, place):
     assert states_of(place, "Transform") == [STATES.CANCELED]
 
 
+# A node whose ingestion is told to stop while Beam runs it.
+STOPPED_IN_BEAM = """
+import os, signal, sys
+from components.mnist_example_gen import executor
+from kubeflow import node
+
+def stop(element, *rest):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return write(element, *rest)
+
+write, executor.write_shard = executor.write_shard, stop
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+def test_a_node_that_is_cancelled_inside_beam_says_so_everywhere(driver, place):
+    """Beam makes errors of its own, or mere text, of what a signal handler raised."""
+    command = driver.command("mnist-example-gen", {}, "stopped-in-beam")
+    script = [sys.executable, "-c", STOPPED_IN_BEAM, *command[command.index("kubeflow.node") + 1 :]]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr[-2_000:]
+    assert done.stderr.splitlines()[-1] == "MnistExampleGen: error: cancelled (SIGTERM)"
+    assert states_of(place, "MnistExampleGen", "stopped-in-beam") == [STATES.CANCELED]
+    # KFP may try it again: cancelled is not done.
+    assert execute(driver, "mnist-example-gen", run_id="stopped-in-beam").returncode == 0
+
+
+# A node whose first launch meets another one's transaction.
+CONTENDED = """
+import sys
+from ml_metadata import errors
+from tfx.orchestration.portable import launcher
+from kubeflow import node
+
+def contend(self):
+    launcher.Launcher.launch = launch
+    raise errors.AbortedError("deadlock found when trying to get lock")
+
+launch, launcher.Launcher.launch = launcher.Launcher.launch, contend
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+def test_contended_metadata_is_tried_again(driver, place):
+    """The runner's error comes from the store's: its class counts, not the outermost one."""
+    command = driver.command("import-schema-gen", {}, "contended")
+    script = [sys.executable, "-c", CONTENDED, *command[command.index("kubeflow.node") + 1 :]]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert "trying again" in done.stderr
+    assert states_of(place, "ImportSchemaGen", "contended") == [STATES.COMPLETE]
+
+
 def test_a_node_that_is_told_to_stop_when_its_work_is_done_is_done(driver, place):
     task, node_id, run_id = "import-schema-gen", "ImportSchemaGen", "done-then-stopped"
     with started(driver, place, task, node_id, STATES.COMPLETE, run_id=run_id) as process:
@@ -215,11 +269,15 @@ def test_no_metadata_store_is_exit_code_3_and_the_next_attempt_finds_it(driver, 
     command = driver.command("import-schema-gen", {}, "no-store")
     index = next(i for i, w in enumerate(command) if w.startswith("--metadata-url="))
     command[index] = "--metadata-url=mysql://nobody@127.0.0.1:1/nothing"
-    done = subprocess.run(
-        [*command, "--metadata-patience=1"], capture_output=True, text=True, check=False
-    )
+    command.append("--metadata-patience=1")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "no answer" in done.stderr.splitlines()[-1]
+    assert f"{METADATA_PASSWORD} is not set" in done.stderr.splitlines()[-1]
+    password = {**os.environ, METADATA_PASSWORD: "given"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=password)
+    assert done.returncode == 3
+    assert METADATA_PASSWORD not in done.stderr.splitlines()[-1]
     command[index] = f"--metadata-url=sqlite://{place}/metadata.sqlite"
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
