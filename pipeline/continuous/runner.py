@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class RunnerJob:
     """What to run.
 
     Attributes:
@@ -60,13 +60,13 @@ class Job:
         files.write_json(path, dataclasses.asdict(self))
 
     @classmethod
-    def read(cls, path: str) -> Job:
+    def read(cls, path: str) -> RunnerJob:
         """The inverse of :meth:`write`."""
         with open(path, encoding="utf-8") as f:
             return cls(**json.load(f))
 
 
-class Progress:
+class Outcomes:
     """The result file: what is at work, what came out, whether all is done."""
 
     def __init__(self, path: str):
@@ -122,7 +122,7 @@ def main(path: str) -> int:
     )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     del sys.argv[1:]
-    job = Job.read(path)
+    job = RunnerJob.read(path)
     from pipeline import config as config_lib
     from pipeline.locking import locked
 
@@ -134,7 +134,7 @@ def main(path: str) -> int:
             print(f"error: {e}", file=sys.stderr)
             return EXIT_BUSY if isinstance(e, BusyError) else e.exit_code
         try:
-            progress = Progress(job.result)
+            progress = Outcomes(job.result)
             _process(config, job, progress)
             progress.finish()
         except Exception as e:
@@ -144,7 +144,7 @@ def main(path: str) -> int:
     return 0
 
 
-def _process(config: Any, job: Job, progress: Progress) -> None:
+def _process(config: Any, job: RunnerJob, progress: Outcomes) -> None:
     known = {m.key: m for m in spans.scan(config.root)}
     # Before TFX is imported: what is damaged costs a second, not ten.
     batch = [
@@ -177,7 +177,7 @@ def _process(config: Any, job: Job, progress: Progress) -> None:
     retention.clean(config)
 
 
-def _check(config: Any, progress: Progress, manifest: spans.Manifest) -> bool:
+def _check(config: Any, progress: Outcomes, manifest: spans.Manifest) -> bool:
     """Whether a span is what was published."""
     progress.begin(manifest.key)
     try:
@@ -189,7 +189,13 @@ def _check(config: Any, progress: Progress, manifest: spans.Manifest) -> bool:
 
 
 def _attempt(
-    config: Any, job: Job, progress: Progress, golden: Any, manifest: spans.Manifest, *, train: bool
+    config: Any,
+    job: RunnerJob,
+    progress: Outcomes,
+    golden: Any,
+    manifest: spans.Manifest,
+    *,
+    train: bool,
 ) -> str | None:
     """Takes a span as far as it goes.
 
@@ -218,7 +224,7 @@ def _attempt(
 
 
 def _run_span(
-    config: Any, job: Job, golden: Any, manifest: spans.Manifest, *, train: bool
+    config: Any, job: RunnerJob, golden: Any, manifest: spans.Manifest, *, train: bool
 ) -> dict[str, Any]:
     from tfx.dsl.compiler import compiler
 

@@ -32,7 +32,7 @@ _TIMEOUT = 5.0
 _MIN_ANSWERS = 100
 
 
-class Samples:
+class ServedImages:
     """Makes spans of sampled requests.
 
     Args:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.continuous import state
-from pipeline.continuous.runner import Job, Progress
+from pipeline.continuous.runner import Outcomes, RunnerJob
 
 SUBMIT = (sys.executable, "-m", "pipeline.cli", "kubeflow", "submit", "--wait", "--json")
 # Its exit code where the run has ended, and not well.
@@ -25,8 +25,8 @@ _RUN = re.compile(r"run (\S+)")
 
 def main(path: str) -> int:
     """Runs a job; 0 where every span got an outcome."""
-    job = Job.read(path)
-    progress = Progress(job.result)
+    job = RunnerJob.read(path)
+    progress = Outcomes(job.result)
     words = [*SUBMIT]
     if job.config_path:
         words += ["--config", job.config_path]

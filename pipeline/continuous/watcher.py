@@ -28,7 +28,7 @@ from pipeline.continuous import state as state_lib
 from pipeline.continuous.events import Events
 from pipeline.continuous.options import Options
 from pipeline.continuous.promotion import Promotion
-from pipeline.continuous.runner import EXIT_BUSY, EXIT_NO_SPACE, Job
+from pipeline.continuous.runner import EXIT_BUSY, EXIT_NO_SPACE, RunnerJob
 from pipeline.errors import UserError
 from serving import files
 
@@ -130,7 +130,7 @@ class Watcher:
         self._child: subprocess.Popen[bytes] | None = None
         self._registry = prometheus.registry(lambda: self.state)
         self._promotion = Promotion(config, options, events) if options.auto_promote else None
-        self._samples = samples.Samples(config, options, events)
+        self._samples = samples.ServedImages(config, options, events)
         self._written: dict[str, Any] = {}
         # What the disk refused at the last look, as an event.
         self._trouble: str | None = None
@@ -333,7 +333,7 @@ class Watcher:
         keys = [manifest.key for manifest in batch]
         result_path = self.folder / _RESULT_FILE
         result_path.unlink(missing_ok=True)
-        job = Job(
+        job = RunnerJob(
             config_path=self.options.config_path,
             assignments=self.options.assignments,
             batch=keys,
