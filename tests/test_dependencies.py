@@ -11,7 +11,7 @@ import sys
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = ("components", "kubeflow", "pipeline", "serving", "trainer")
 # Packages that a declared one brings along and is useless without.
-BROUGHT = {"kfp": ("kfp-server-api", "urllib3")}
+BROUGHT = {"kfp": ("kfp-server-api", "urllib3"), "pydantic": ("typing-extensions",)}
 
 
 def declared() -> set[str]:
