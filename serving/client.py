@@ -108,7 +108,7 @@ class ReconstructionClient:
       timeout: Seconds for each request, retries included.
       rest: Whether to use REST instead of gRPC; slower, passes HTTP proxies.
       tls: Certificates; plain text by default.
-      retries: Further tries where that is safe.
+      retries: Further tries where that is safe; gRPC makes at most four.
       batch_size: Images in one request; more are split and streamed in order.
       sample_dir: Where a sample of the images sent is kept for retraining, as
         ``<root>/samples``, where ``mnist-ae watch`` looks; None keeps none.

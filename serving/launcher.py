@@ -41,7 +41,8 @@ class Plan:
       host: The address to bind (embedded and Docker).
       port: gRPC.
       rest_port: REST.
-      batching_file: TensorFlow Serving's batching parameters, or None.
+      batching_file: TensorFlow Serving's batching parameters, or None; not for
+        the embedded server.
       options: The embedded server's other options.
       timeout: Seconds to wait for the model.
     """
@@ -54,6 +55,13 @@ class Plan:
     batching_file: pathlib.Path | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     timeout: float = 120.0
+
+    @property
+    def present_config(self) -> pathlib.Path | None:
+        """The rollout state, absolute, where there is one already."""
+        if self.config_file is None or not self.config_file.is_file():
+            return None
+        return self.config_file.absolute()
 
 
 def choose(wanted: str) -> tuple[str, str]:
@@ -99,8 +107,11 @@ def _docker_problem() -> str | None:
     try:
         done = subprocess.run(
             ["docker", "info", "--format", "{{.ServerVersion}}"],
-            capture_output=True, text=True, timeout=_DOCKER_PATIENCE, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=_DOCKER_PATIENCE,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "Docker does not answer"
     if done.returncode != 0 or not done.stdout.strip():
@@ -153,26 +164,22 @@ def binary_command(plan: Plan) -> list[str]:
 
 def docker_command(plan: Plan) -> list[str]:
     """The command line of ``docker run``; folders keep their paths inside."""
-    shared = plan.folder.path
-    if _config_exists(plan):
-        shared = plan.config_file.absolute().parent  # type: ignore[union-attr]
-    mounts = {str(plan.folder.path), str(shared)}
+    config = plan.present_config
+    mounts = {str(plan.folder.path if config is None else config.parent), str(plan.folder.path)}
     if plan.batching_file is not None:
         mounts.add(str(plan.batching_file.absolute()))
     volumes = [f"--volume={path}:{path}:ro" for path in sorted(mounts)]
-    return [
-        "docker", "run", "--rm", "--init",
-        f"--publish={plan.host}:{plan.port}:8500",
-        f"--publish={plan.host}:{plan.rest_port}:8501",
-        *volumes, "--entrypoint", BINARY, docker_image(),
-        "--port=8500", "--rest_api_port=8501", *_model_flags(plan),
-    ]  # fmt: skip
+    ports = [f"{plan.host}:{plan.port}:8500", f"{plan.host}:{plan.rest_port}:8501"]
+    run = ["docker", "run", "--rm", "--init", *(f"--publish={port}" for port in ports), *volumes]
+    served = ["--port=8500", "--rest_api_port=8501", *_model_flags(plan)]
+    return [*run, "--entrypoint", BINARY, docker_image(), *served]
 
 
 def _model_flags(plan: Plan) -> list[str]:
-    if _config_exists(plan):
+    config = plan.present_config
+    if config is not None:
         models = [
-            f"--model_config_file={plan.config_file.absolute()}",  # type: ignore[union-attr]
+            f"--model_config_file={config}",
             "--model_config_file_poll_wait_seconds=1",
             "--allow_version_labels_for_unavailable_models=true",
         ]
@@ -191,10 +198,6 @@ def _model_flags(plan: Plan) -> list[str]:
         "--grpc_max_threads=64",
         "--enable_grpc_healthcheck_service=true",
     ]
-
-
-def _config_exists(plan: Plan) -> bool:
-    return plan.config_file is not None and plan.config_file.is_file()
 
 
 def settings_of(plan: Plan) -> dict[str, ModelSettings]:

@@ -12,14 +12,13 @@ equals ``stable`` while there is none, so that calls to it never fail.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving import locate, protos
-from serving.errors import ModelNotFoundError, RolloutError, ServingError
+from serving import files, locate, protos
+from serving.errors import ModelNotFoundError, RolloutError
 from serving.transport import Address, GrpcTransport, VersionStatus
 
 STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
@@ -84,14 +83,8 @@ class ConfigFile:
         """
         from google.protobuf import text_format
 
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w") as file:
-                file.write(text_format.MessageToString(config))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self.path)
+            files.write_atomically(self.path, text_format.MessageToString(config))
         except OSError as error:
             raise RolloutError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -323,7 +316,3 @@ class Rollout:
                     f"become available within {self._timeout:g} s; labels stay as they were"
                 )
             time.sleep(0.05)
-
-
-__all__ = ["ConfigFile", "Labels", "Rollout", "RolloutError", "ServingError", "entry_of",
-           "labels_of"]  # fmt: skip

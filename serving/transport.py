@@ -31,6 +31,8 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 # Codes that say that the server did not begin; REST knows no CANCELLED.
 _RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _FIRST_PAUSE = 0.05
+# gRPC makes no more and complains on stderr when told to.
+_GRPC_MOST_TRIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +175,10 @@ def _service_config(address: Address) -> str:
     """GRPC's service config: try again only what the server did not begin.
 
     CANCELLED, when nobody here cancelled, is a call that was cut off by a server
-    that shuts down before a handler saw it. gRPC makes at most five tries.
+    that shuts down before a handler saw it.
     """
     policy = {
-        "maxAttempts": 1 + address.retries,
+        "maxAttempts": min(1 + address.retries, _GRPC_MOST_TRIES),
         "initialBackoff": "0.05s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,

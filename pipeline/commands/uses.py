@@ -255,7 +255,7 @@ def infer(
 
     # What a worker has to say comes with the error, without its traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    job = inference.Job(
+    job = inference.InferenceJob(
         input=source,
         sources=image_sources.find_sources(source, invert),
         output=output,

@@ -7,6 +7,7 @@ get_model_status_impl.cc, server_core.cc).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,12 +50,12 @@ class Answers:
         self._metrics = metrics
         self._on_reload = on_reload
 
-    def acquire(self, spec: Any) -> Servable:
-        """The servable that a ``ModelSpec`` names; the caller releases it."""
+    def lease(self, spec: Any) -> contextlib.AbstractContextManager[Servable]:
+        """Lends the servable that a ``ModelSpec`` names; see :meth:`Models.lease`."""
         if not spec.name:
             raise invalid_argument("ModelSpec has no name specified.")
         choice = spec.WhichOneof("version_choice")
-        return self._models.acquire(
+        return self._models.lease(
             spec.name,
             spec.version.value if choice == "version" else None,
             spec.version_label if choice == "version_label" else None,
@@ -70,14 +71,11 @@ class Answers:
         Raises:
           StatusError: As TensorFlow Serving.
         """
-        servable = self.acquire(_spec_of(request))
-        try:
+        with self.lease(_spec_of(request)) as servable:
             signature = signature_of(servable, request)
             inputs = decode_inputs(signature, request.inputs)
             aliases = select_outputs(signature, request.output_filter)
             outputs = self.run(servable, signature, inputs, aliases, deadline)
-        finally:
-            servable.release()
         response = protos.PredictResponse()
         _echo(response.model_spec, servable, signature.name)
         for alias, array in zip(aliases, outputs, strict=True):
@@ -116,12 +114,11 @@ class Answers:
         for name in request.metadata_field:
             if name != _SIGNATURE_DEF:
                 raise invalid_argument(f"Metadata field {name} is not supported")
-        servable = self.acquire(spec)
-        servable.release()
         response = protos.GetModelMetadataResponse()
-        _echo(response.model_spec, servable, "")
         packed = response.metadata[_SIGNATURE_DEF]
-        packed.type_url, packed.value = _TYPE_URL, servable.signature_defs
+        with self.lease(spec) as servable:
+            _echo(response.model_spec, servable, "")
+            packed.type_url, packed.value = _TYPE_URL, servable.signature_defs
         return response
 
     def status(self, request: Any) -> Any:

@@ -29,14 +29,6 @@ _QUOTED = 256
 _MAX_RANK = 32
 # JSON types that an input of a NumPy kind takes: numbers for floats, and so on.
 _TAKEN: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
-_KINDS = {
-    type(None): "Null",
-    int: "Number",
-    float: "Number",
-    str: "String",
-    list: "Array",
-    dict: "Object",
-}
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -239,10 +231,8 @@ def _bytes(value: Any) -> bytes:
 
 
 def _type_error(value: Any, dtype: int) -> StatusError:
-    kind = str(value) if isinstance(value, bool) else _KINDS[type(value)]
     return invalid_argument(
-        f"JSON Value: {_quote(value)} Type: {kind} is not of expected type: "
-        f"{wire.type_name(dtype)}"
+        f"JSON Value: {_quote(value)} is not of expected type: {wire.type_name(dtype)}"
     )
 
 

@@ -19,7 +19,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from serving.standin import versions as version_folders
 from serving.standin.servable import Servable
@@ -90,22 +89,6 @@ class Serving:
         return servable
 
 
-class LoadReport(Protocol):
-    """Who is told how a load goes."""
-
-    def loading(self, version: Version) -> None:
-        """It began."""
-
-    def loaded(self, version: Version, servable: Servable) -> None:
-        """It is ready for requests."""
-
-    def failed(self, version: Version, error: StatusError) -> None:
-        """All tries failed, or it is no longer wanted."""
-
-    def wanted(self, version: Version) -> bool:
-        """Whether another try is worth while."""
-
-
 class Loader:
     """Loads versions in threads of its own, so that no load blocks the watching.
 
@@ -123,45 +106,46 @@ class Loader:
         self._pool = concurrent.futures.ThreadPoolExecutor(2, "load")
         self._stopping = threading.Event()
 
-    def load(self, model: str, version: Version, report: LoadReport) -> None:
+    def load(self, model: Model, version: Version) -> None:
         """Begins a load; returns at once."""
         if not self._stopping.is_set():
-            self._pool.submit(self._load, model, version, report)
+            self._pool.submit(self._load, model, version)
 
     def stop(self) -> None:
         """Waits for loads under way; those not begun are dropped."""
         self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, model: str, version: Version, report: LoadReport) -> None:
-        report.loading(version)
+    def _load(self, model: Model, version: Version) -> None:
+        name = model.settings.name
+        model.loading(version)
         tries = 1 + self._retries
         for attempt in range(1, tries + 1):
             version.fingerprint = version_folders.fingerprint(version.path)
             started = time.monotonic()
             try:
-                servable = self._try(model, version)
+                servable = self._try(name, version)
             except Exception as raised:
                 error = from_exception(raised)
             else:
-                report.loaded(version, servable)
+                model.loaded(version, servable)
                 _log.info(
-                    f"model {model} version {version.number} is available "
+                    f"model {name} version {version.number} is available "
                     f"({time.monotonic() - started:.1f} s, {version.path})"
                 )
                 return
             _log.warning(
-                f"model {model} version {version.number} failed to load "
+                f"model {name} version {version.number} failed to load "
                 f"(try {attempt} of {tries}): {error.one_line}"
             )
             if attempt < tries and self._stopping.wait(self._interval):
                 break
-            if not report.wanted(version):
+            if not model.wanted(version):
                 break
-        report.failed(version, error)
+        model.failed(version, error)
 
-    def _try(self, model: str, version: Version) -> Servable:
-        servable = Servable(model, version.number, version.path)
+    def _try(self, name: str, version: Version) -> Servable:
+        servable = Servable(name, version.number, version.path)
         try:
             self._warm_up(servable)
         except BaseException:
@@ -278,7 +262,7 @@ class Model:
             elif version.state is not VersionState.END or not _worth_loading(version, path):
                 continue
             version.path, version.error, version.state = path, None, VersionState.START
-            self._loader.load(self.settings.name, version, self)
+            self._loader.load(self, version)
         # The old ones leave when a new one answers, or when none is wanted.
         if not self.aspired or self.serving.servables.keys() & self.aspired.keys():
             for number in self.serving.servables.keys() - self.aspired.keys():
@@ -314,7 +298,7 @@ class Model:
             _log.warning(f"model {self.settings.name}: {message}")
         self._complaint = message
 
-    # How loads go; see LoadReport. Called by the loader's threads.
+    # How loads go, told by the loader's threads.
 
     def loading(self, version: Version) -> None:
         """Notes that a load began."""

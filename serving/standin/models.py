@@ -37,8 +37,11 @@ class Models:
 
     # Requests.
 
-    def acquire(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
-        """Takes a servable, which stays loaded until its ``release()`` is called.
+    @contextlib.contextmanager
+    def lease(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[Servable]:
+        """Lends a servable, which stays loaded until the block ends.
 
         Args:
           name: The model.
@@ -53,15 +56,8 @@ class Models:
             serving = model.serving if model is not None else Serving()
             servable = serving.choose(name, version, label)
             if servable.acquire():
-                return servable
+                break
             # It was retired between the look and the grab; another one serves now.
-
-    @contextlib.contextmanager
-    def lease(
-        self, name: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[Servable]:
-        """As :meth:`acquire`, for the length of a block."""
-        servable = self.acquire(name, version, label)
         try:
             yield servable
         finally:

@@ -124,8 +124,7 @@ class RestApi:
         if match["method"] != "predict":
             # ":PREDICT" matches the path and is no method, as upstream.
             raise invalid_argument(f"Malformed request: POST {match.string}")
-        servable = self._answers.acquire(spec)
-        try:
+        with self._answers.lease(spec) as servable:
             signature = servable.signatures.get(key)
             if signature is None:
                 raise invalid_argument(
@@ -136,9 +135,7 @@ class RestApi:
             inputs, by_row = json_form.to_inputs(document, signature.inputs)
             aliases = select_outputs(signature, ())
             outputs = self._answers.run(servable, signature, inputs, aliases, deadline)
-            return json_form.from_outputs(dict(zip(aliases, outputs, strict=True)), by_row)
-        finally:
-            servable.release()
+        return json_form.from_outputs(dict(zip(aliases, outputs, strict=True)), by_row)
 
     def _describe(self, match: re.Match[str]) -> str:
         if not match["name"]:

@@ -78,7 +78,7 @@ class PictureSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class InferenceJob:
     """What to infer.
 
     Attributes:
@@ -117,7 +117,7 @@ class Result:
     images: int
 
 
-def run(job: Job, beam_args: Sequence[str]) -> Result:
+def run(job: InferenceJob, beam_args: Sequence[str]) -> Result:
     """Infers what is still to be inferred.
 
     Args:
@@ -197,7 +197,7 @@ def _infer(shards: list[shards_lib.Shard], model_path: str, beam_args: Sequence[
     return sum(counted.result for counted in found["counters"])
 
 
-def _check_manifest(job: Job) -> None:
+def _check_manifest(job: InferenceJob) -> None:
     """Writes down what the folder holds, or refuses a folder that holds something else."""
     manifest = {
         "model": os.path.realpath(job.model_path),

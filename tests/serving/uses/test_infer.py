@@ -34,7 +34,7 @@ def files(folder, suffix=".parquet"):
 def job(built, digits_folder, tmp_path):
     model = str(built / "autoencoder" / "1")
     sources = find_sources(str(digits_folder))
-    return infer.Job(str(digits_folder), sources, str(tmp_path / "out"), model)
+    return infer.InferenceJob(str(digits_folder), sources, str(tmp_path / "out"), model)
 
 
 def of(job, folder, **options):
