@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 HELD_OUT = "held_out"
 CORRUPTIONS = "corruptions"
@@ -25,8 +27,6 @@ def _invert(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blur(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    from scipy import ndimage
-
     blurred = ndimage.gaussian_filter(images.astype(np.float32), (0, _BLUR_PIXELS, _BLUR_PIXELS))
     return np.rint(blurred).astype(np.uint8)
 
@@ -89,8 +89,6 @@ def separation(normal: np.ndarray, strange: np.ndarray) -> dict[str, float]:
     Returns:
       ``auroc``, ``aupr`` and ``base_rate``, the AUPR of guessing.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     truth = np.concatenate([np.zeros(len(normal)), np.ones(len(strange))])
     scores = np.concatenate([normal, strange])
     return {
@@ -103,7 +101,16 @@ def separation(normal: np.ndarray, strange: np.ndarray) -> dict[str, float]:
 def on_held_out(
     normal: np.ndarray, strange: np.ndarray, strange_labels: np.ndarray
 ) -> dict[str, Any]:
-    """Of a one-class model: errors of its own digits' eval images, and of the others'."""
+    """The separation by a one-class model: of its own digits from those it never saw.
+
+    Args:
+      normal: Errors of its own digits' eval images, float [n].
+      strange: Errors of the others', float [m].
+      strange_labels: Their digits, int64 [m].
+
+    Returns:
+      ``auroc`` and ``aupr`` over all, and by digit in ``by_kind``.
+    """
     by_kind = {
         str(digit): separation(normal, strange[strange_labels == digit])
         for digit in np.unique(strange_labels)
@@ -120,7 +127,7 @@ def on_held_out(
 def on_corruptions(
     images: np.ndarray, normal: np.ndarray, score: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, Any]:
-    """Of a model that knows all digits.
+    """The separation by a model that knows all digits: of images from corrupted ones.
 
     Args:
       images: Normal ones, uint8 [n, 28, 28].

@@ -12,7 +12,7 @@ from tfx.dsl.io import fileio
 from components.mnist_example_gen import idx
 
 # Images a slice: the unit of parallel reading and one output shard.
-_SLICE_IMAGES = 10_000
+SLICE_IMAGES = 10_000
 # A compressed file has no random access: each slice decompresses all that
 # comes before it, so there are few of them whatever the size.
 _MAX_COMPRESSED_SLICES = 4
@@ -43,7 +43,7 @@ class Slice:
 def cut(files: idx.SplitFiles, keep: tuple[int, ...] | None = None) -> list[Slice]:
     """Cuts a split into slices to be read in parallel."""
     count = idx.count_images(files.images, open_remote)
-    slices = max(1, -(-count // _SLICE_IMAGES))
+    slices = max(1, -(-count // SLICE_IMAGES))
     if idx.is_compressed(files.images, open_remote):
         slices = min(slices, _MAX_COMPRESSED_SLICES)
     bounds = [int(b) for b in np.linspace(0, count, slices + 1)]

@@ -79,7 +79,7 @@ class ServingValidatorExecutor(base_executor.BaseExecutor):
         model = artifact_utils.get_single_instance(input_dict["model"])
         blessing = artifact_utils.get_single_instance(output_dict["blessing"])
         split_uri = artifact_utils.get_split_uri(input_dict["examples"], exec_properties["split"])
-        samples = validation.Samples.from_examples(
+        samples = validation.TrialExamples.from_examples(
             _read_examples(split_uri, exec_properties["num_examples"])
         )
         with tempfile.TemporaryDirectory(prefix="serving_validator_") as folder:
@@ -147,7 +147,7 @@ class ServingValidator(base_component.BaseComponent):
 
 
 def _validate(
-    candidate: str, samples: validation.Samples, latency_budget_ms: float
+    candidate: str, samples: validation.TrialExamples, latency_budget_ms: float
 ) -> validation.Report:
     try:
         validation.write_warmup_requests(candidate, samples, _WARMUP_BATCH_SIZES)

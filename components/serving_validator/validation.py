@@ -48,7 +48,7 @@ LATENCY = "latency"
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class TrialExamples:
     """Real examples to call a candidate with.
 
     Attributes:
@@ -62,7 +62,7 @@ class Samples:
     labels: np.ndarray[Any, Any]
 
     @classmethod
-    def from_examples(cls, serialized: Sequence[bytes]) -> Samples:
+    def from_examples(cls, serialized: Sequence[bytes]) -> TrialExamples:
         """Reads ``image`` and ``label`` out of serialised tf.Examples.
 
         Raises:
@@ -116,7 +116,7 @@ class Report:
 
 def validate(
     version_path: str,
-    samples: Samples,
+    samples: TrialExamples,
     *,
     latency_budget_ms: float,
     timeout: float = 120.0,
@@ -267,7 +267,7 @@ class _References:
 def _call_all(
     references: _References,
     transport: GrpcTransport,
-    samples: Samples,
+    samples: TrialExamples,
     required: Sequence[str],
     report: Report,
 ) -> None:
@@ -294,7 +294,7 @@ def _call_all(
         code = expected.get(contract.CODE, code) if key == contract.ENCODE else code
 
 
-def _inputs(signature: Any, samples: Samples, code: np.ndarray[Any, Any] | None) -> Arrays:
+def _inputs(signature: Any, samples: TrialExamples, code: np.ndarray[Any, Any] | None) -> Arrays:
     known = {
         contract.EXAMPLES: samples.examples,
         contract.IMAGES: samples.images,
@@ -363,7 +363,9 @@ def _compare(key: str, whose: str, answers: Arrays, expected: Arrays) -> list[st
     return problems
 
 
-def _measure(transport: GrpcTransport, samples: Samples, budget_ms: float, report: Report) -> None:
+def _measure(
+    transport: GrpcTransport, samples: TrialExamples, budget_ms: float, report: Report
+) -> None:
     inputs = {contract.IMAGES: samples.images[:1]}
     request = transport.request(contract.RECONSTRUCT, inputs, ())
     report.latency_ms = measure_latency(lambda: transport.predict_serialised(request), budget_ms)
@@ -406,7 +408,9 @@ def measure_latency(
     return best
 
 
-def write_warmup_requests(version_path: str, samples: Samples, batch_sizes: Sequence[int]) -> int:
+def write_warmup_requests(
+    version_path: str, samples: TrialExamples, batch_sizes: Sequence[int]
+) -> int:
     """Writes a version's warm-up requests: each signature, at each batch size.
 
     Args:

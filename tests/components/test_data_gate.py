@@ -42,8 +42,7 @@ def gate(tmp_path, schema, images, labels):
         folder.mkdir(parents=True)
         (folder / file).write_bytes(proto.SerializeToString())
         artifacts[name] = artifact
-    component = data_gate.DataGate
-    component.EXECUTOR_SPEC.executor_class._FUNCTION(**artifacts)
+    data_gate.DataGate.test_call(**artifacts)
 
 
 GOOD = [np.full(784, i, np.uint8).tobytes() for i in range(10)]

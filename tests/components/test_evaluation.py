@@ -15,7 +15,7 @@ class Extracts:
 
 
 def combine(name, model_name, groups):
-    (computation,) = evaluation._computations(name, [model_name])
+    (computation,) = evaluation.MeanOutput(name).computations(model_names=[model_name])
     combiner = computation.combiner
     accumulators = []
     for group in groups:

@@ -52,7 +52,7 @@ def write_folder(folder, digits, count, labels=True):
 
 
 def test_every_image_arrives_unchanged_with_its_label(digits_folder, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(slices, "_SLICE_IMAGES", 1_000)
+    monkeypatch.setattr(slices, "SLICE_IMAGES", 1_000)
     artifact, _ = ingest(digits_folder, tmp_path / "out")
     assert artifact_utils.decode_split_names(artifact.split_names) == ["train", "eval"]
     for split, count in (("train", 4_500), ("eval", 500)):

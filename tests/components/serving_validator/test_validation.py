@@ -42,6 +42,6 @@ def test_what_is_quick_enough_is_measured_once() -> None:
 
 def test_samples_need_images() -> None:
     with pytest.raises(validation.ServingError, match="no examples to validate with"):
-        validation.Samples.from_examples([])
+        validation.TrialExamples.from_examples([])
     with pytest.raises(validation.ServingError, match="no feature 'image' of 784 bytes"):
-        validation.Samples.from_examples([b""])
+        validation.TrialExamples.from_examples([b""])

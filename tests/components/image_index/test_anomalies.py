@@ -1,4 +1,4 @@
-"""Corruptions and areas under curves."""
+"""Corruptions, and areas under curves."""
 
 import numpy as np
 import pytest
