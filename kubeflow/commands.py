@@ -15,6 +15,7 @@ import click
 
 from pipeline.commands import options
 from pipeline.commands.group import Group
+from pipeline.commands.options import flag, option
 
 if TYPE_CHECKING:
     from kubeflow.submit import KubeflowClient
@@ -70,24 +71,15 @@ def _client(
 _backend = options.gathered(
     "client",
     _client,
-    click.option(
-        "--host",
-        metavar="URL",
-        envvar=_HOST,
-        show_envvar=True,
-        help="address of Kubeflow Pipelines",
+    option("--host URL", "address of Kubeflow Pipelines", envvar=_HOST, show_envvar=True),
+    option("--namespace NAME", "namespace of a multi-user installation"),
+    option(
+        "--token-file FILE",
+        f"bearer token, such as a service account's ({_TOKEN} holds one itself)",
     ),
-    click.option("--namespace", metavar="NAME", help="namespace of a multi-user installation"),
-    click.option(
-        "--token-file",
-        metavar="FILE",
-        help=f"bearer token, such as a service account's ({_TOKEN} holds one itself)",
-    ),
-    click.option(
-        "--cookie-file", metavar="FILE", help=f"session cookie NAME=VALUE ({_COOKIE} holds it)"
-    ),
-    click.option("--ca-cert", metavar="FILE", help="authority of its certificate, PEM"),
-    click.option("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer"),
+    option("--cookie-file FILE", f"session cookie NAME=VALUE ({_COOKIE} holds it)"),
+    option("--ca-cert FILE", "authority of its certificate, PEM"),
+    option("--timeout S", "seconds for an answer", type=float, default=30.0),
 )
 
 
@@ -125,33 +117,25 @@ _submission = options.gathered(
     "start",
     _starter,
     options.configuration(),
-    click.option(
-        "--experiment",
+    option(
+        "--experiment NAME",
+        "experiment of the run; made where there is none",
         default="mnist-autoencoder",
-        metavar="NAME",
-        help="experiment of the run; made where there is none",
     ),
-    click.option("--name", metavar="NAME", show_default="made of the time", help="name of the run"),
-    click.option(
-        "--param",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="a run parameter, such as epochs=20 (repeatable)",
-    ),
-    click.option("--service-account", metavar="NAME", help="that the pods run as"),
+    option("--name NAME", "name of the run", show_default="made of the time"),
+    option("--param KEY=VALUE", "a run parameter, such as epochs=20 (repeatable)", multiple=True),
+    option("--service-account NAME", "that the pods run as"),
 )
 _waiting = options.together(
-    click.option(
-        "--patience", type=float, default=86_400.0, metavar="S", help="seconds to wait at most"
-    ),
-    click.option("--interval", type=float, default=5.0, metavar="S", help="seconds between looks"),
+    option("--patience S", "seconds to wait at most", type=float, default=86_400.0),
+    option("--interval S", "seconds between looks", type=float, default=5.0),
 )
 _run_id = click.argument("run_id", metavar="RUN")
 
 
 @kubeflow.command("compile")
 @options.configuration()
-@click.option("-o", "--output", default="pipeline.yaml", metavar="FILE", help="what is written")
+@option("-o --output FILE", "what is written", default="pipeline.yaml")
 def compile_(source: options.ConfigSource, output: str) -> None:
     """Write the pipeline as KFP v2 YAML."""
     from pipeline import files
@@ -168,7 +152,7 @@ def compile_(source: options.ConfigSource, output: str) -> None:
 
 @kubeflow.command()
 @options.configuration()
-@click.option("--gpu", is_flag=True, help="with CUDA")
+@flag("--gpu", "with CUDA")
 def image(source: options.ConfigSource, gpu: bool) -> None:
     """Print the command that builds the image."""
     config, _ = _load(source)
@@ -185,8 +169,8 @@ def image(source: options.ConfigSource, gpu: bool) -> None:
 @_submission
 @_backend
 @options.as_json("a JSON object")
-@click.option("--wait", is_flag=True, help="until the run has ended")
-@click.option("--started", metavar="RUN", hidden=True, help="the run; no other is started")
+@flag("--wait", "until the run has ended")
+@option("--started RUN", "the run; no other is started", hidden=True)
 @_waiting
 def submit(
     start: Start,
@@ -215,12 +199,10 @@ def submit(
 @_submission
 @_backend
 @options.as_json("a JSON object")
-@click.option(
-    "--cron", metavar="LINE", help="six fields, seconds first: '0 30 2 * * *' is 02:30 daily"
-)
-@click.option("--every", metavar="TIME", help="such as 15m, 6h or 1d")
-@click.option("--catch-up", is_flag=True, help="run once for each time that was missed")
-@click.option("--max-concurrency", type=int, default=1, metavar="N", help="runs at once, 1 to 10")
+@option("--cron LINE", "six fields, seconds first: '0 30 2 * * *' is 02:30 daily")
+@option("--every TIME", "such as 15m, 6h or 1d")
+@flag("--catch-up", "run once for each time that was missed")
+@option("--max-concurrency N", "runs at once, 1 to 10", type=int, default=1)
 def schedule(
     start: Start,
     client: KubeflowClient,
@@ -293,8 +275,8 @@ def _load(source: options.ConfigSource) -> tuple[PipelineConfig, dict[str, Any]]
     assignments = source.assignments
     if source.data_dir:
         assignments.append(f"kubeflow.data_dir={json.dumps(source.data_dir)}")
-    values = config.read(source.path, assignments)
-    return config.parse(values, where=source.path or "command line"), values
+    values = config.read(source.config, assignments)
+    return config.parse(values, where=source.config or "command line"), values
 
 
 def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:

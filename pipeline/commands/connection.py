@@ -8,9 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from pipeline.commands import options
+from pipeline.commands.options import POSITIVE, Number, flag, option
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
@@ -82,32 +81,28 @@ def client(
 OPTIONS = (
     options.root,
     options.model(),
-    click.option(
-        "--target",
-        metavar="HOST:PORT",
-        help="ask a running server; without it the pushed folder is used directly",
+    option(
+        "--target HOST:PORT", "ask a running server; without it the pushed folder is used directly"
     ),
-    click.option("--rest", is_flag=True, help="the target is a REST port"),
-    click.option("--version", type=int, show_default="the latest", help="a version number"),
-    click.option("--label", help="a version label of the server, such as stable"),
-    click.option("--timeout", type=options.POSITIVE, default=10.0, help="seconds for a request"),
-    click.option("--tls-ca", metavar="FILE", help="CA of the server's certificate, PEM"),
-    click.option("--tls-cert", metavar="FILE", help="the client's certificate, PEM"),
-    click.option("--tls-key", metavar="FILE", help="its private key, PEM"),
+    flag("--rest", "the target is a REST port"),
+    option("--version", "a version number", type=int, show_default="the latest"),
+    option("--label", "a version label of the server, such as stable"),
+    option("--timeout", "seconds for a request", type=POSITIVE, default=10.0),
+    option("--tls-ca FILE", "CA of the server's certificate, PEM"),
+    option("--tls-cert FILE", "the client's certificate, PEM"),
+    option("--tls-key FILE", "its private key, PEM"),
 )
 _SAMPLING = (
-    click.option(
-        "--sample-fraction",
-        type=options.Number(0, 1),
+    option(
+        "--sample-fraction FRACTION",
+        "keep this fraction of the images sent for retraining, 0 to 1",
+        type=Number(0, 1),
         default=0.0,
-        metavar="FRACTION",
-        help="keep this fraction of the images sent for retraining, 0 to 1",
     ),
-    click.option(
-        "--sample-dir",
-        metavar="DIR",
+    option(
+        "--sample-dir DIR",
+        "where they go; `watch` looks in the default",
         show_default="<root>/samples",
-        help="where they go; `watch` looks in the default",
     ),
 )
 # The function gets ``connection``: with it, a ReconstructionClient. That of commands which send

@@ -12,9 +12,10 @@ import click
 
 from pipeline.commands import options
 from pipeline.commands.group import command
+from pipeline.commands.options import POSITIVE, Number, flag, option
 from serving import locate
 
-_OPEN_FRACTION = options.Number(0, 1, min_open=True, max_open=True)
+_OPEN_FRACTION = Number(0, 1, min_open=True, max_open=True)
 
 
 class _Span(click.ParamType):
@@ -34,26 +35,17 @@ class _Span(click.ParamType):
 
 @command()
 @click.argument("images", metavar="IMAGES")
-@click.option("--labels", metavar="FILE", help="IDX file or .npy, a digit an image")
-@click.option(
-    "--span",
-    type=_Span(),
-    metavar="N|next",
-    show_default="next",
-    help="the span's number; where it is taken already: the next version of that span; "
+@option("--labels FILE", "IDX file or .npy, a digit an image")
+@option(
+    "--span N|next",
+    "the span's number; where it is taken already: the next version of that span; "
     "next: one above the highest",
+    type=_Span(),
+    show_default="next",
 )
-@click.option(
-    "--golden",
-    is_flag=True,
-    help="the fixed set that no new model may be worse on, instead of a span",
-)
-@click.option(
-    "--eval-fraction",
-    type=_OPEN_FRACTION,
-    metavar="PART",
-    show_default="0.1",
-    help="part set aside for evaluation",
+@flag("--golden", "the fixed set that no new model may be worse on, instead of a span")
+@option(
+    "--eval-fraction PART", "part set aside for evaluation", type=_OPEN_FRACTION, show_default="0.1"
 )
 @options.as_json("a JSON object")
 @options.root
@@ -174,37 +166,31 @@ def _show_spans(rows: list[dict[str, Any]]) -> None:
 @command()
 @click.argument("action", type=click.Choice(["run", "status"]), default="run")
 @options.configuration()
-@click.option(
-    "--interval",
-    type=options.POSITIVE,
+@option(
+    "--interval S",
+    "seconds between looks where the file system gives no events",
+    type=POSITIVE,
     default=60.0,
-    metavar="S",
-    help="seconds between looks where the file system gives no events",
 )
-@click.option("--once", is_flag=True, help="do what is due now, then end; for cron")
-@click.option("--cold", is_flag=True, help="train afresh instead of from the serving model")
-@click.option(
+@flag("--once", "do what is due now, then end; for cron")
+@flag("--cold", "train afresh instead of from the serving model")
+@flag(
     "--auto-promote",
-    is_flag=True,
-    help="make what was pushed the canary of a live server, compare, promote or roll back",
+    "make what was pushed the canary of a live server, compare, promote or roll back",
 )
-@click.option(
-    "--submit",
-    metavar="ARGUMENTS",
-    help="run each span on Kubeflow: more arguments of 'mnist-ae kubeflow submit' in one word, "
+@option(
+    "--submit ARGUMENTS",
+    "run each span on Kubeflow: more arguments of 'mnist-ae kubeflow submit' in one word, "
     "such as '--host http://localhost:8888'",
 )
-@click.option("--target", metavar="HOST:PORT", help="the live server's gRPC port")
-@click.option("--base-path", metavar="PATH", help="the model's folder as that server sees it")
-@click.option(
-    "--served-metrics",
-    metavar="URL",
-    help="its metrics, such as http://localhost:8501/monitoring/prometheus/metrics: served "
+@option("--target HOST:PORT", "the live server's gRPC port")
+@option("--base-path PATH", "the model's folder as that server sees it")
+@option(
+    "--served-metrics URL",
+    "its metrics, such as http://localhost:8501/monitoring/prometheus/metrics: served "
     "errors decide on a canary, and rising ones start a run on sampled requests",
 )
-@click.option(
-    "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics of the watcher"
-)
+@option("--metrics-port PORT", "serve Prometheus metrics of the watcher", type=int)
 @options.as_json("events, or the status, as JSON")
 def watch(
     action: str,
@@ -237,7 +223,7 @@ def watch(
     if auto_promote and not target:
         raise UserError("--auto-promote moves the labels of a live server: name it with --target")
     how = watcher.Options(
-        config_path=os.path.abspath(source.path) if source.path else None,
+        config_path=os.path.abspath(source.config) if source.config else None,
         # The runs work in this root, whatever folder they are started in.
         assignments=[*source.assignments, f"root={json.dumps(os.path.abspath(config.root))}"],
         interval=interval,
@@ -295,8 +281,8 @@ def _show_status(root: str, as_json: bool) -> None:
 
 @command()
 @options.as_json("a JSON object")
-@click.option("--html", metavar="FILE", help="write a page with the curves")
-@click.option("--model", metavar="NAME", show_default="the latest pushed", help="the servable")
+@option("--html FILE", "write a page with the curves")
+@option("--model NAME", "the servable", show_default="the latest pushed")
 @options.root
 def history(as_json: bool, html: str | None, model: str | None, root: str) -> None:
     """Tell the story of the spans: drift, run, losses before and after, verdict."""

@@ -43,19 +43,40 @@ class Integer(click.IntRange):
     name = "integer"
 
 
+def option(spelling: str, text: str, *, to: str | None = None, **more: Any) -> Decorator:
+    """An option with a value.
+
+    Args:
+      spelling: As in the help: ``"-o --out FILE"``.
+      text: What it is for, with the unit.
+      to: The function's parameter, where it is called otherwise.
+      more: What ``click.option`` takes.
+    """
+    *names, last = spelling.split()
+    if last.startswith("-"):
+        names.append(last)
+    else:
+        more["metavar"] = last
+    return click.option(*names, *([to] if to else []), help=text, **more)
+
+
+def flag(spelling: str, text: str, *, to: str | None = None) -> Decorator:
+    """An option without a value; see :func:`option`."""
+    return option(spelling, text, to=to, is_flag=True)
+
+
 POSITIVE = Number(min=0, min_open=True)
 COUNT = Integer(min=1)
 
 
 def _root(default: str | None) -> Decorator:
-    return click.option(
-        "--root",
+    return option(
+        "--root DIR",
+        "folder of all that is written: spans, runs, models",
         default=default,
         envvar=locate.ROOT_VARIABLE,
         show_envvar=True,
         show_default=locate.DEFAULT_ROOT,
-        metavar="DIR",
-        help="folder of all that is written: spans, runs, models",
     )
 
 
@@ -68,23 +89,17 @@ def as_json(what: str) -> Decorator:
     Args:
       what: What is printed then.
     """
-    return click.option("--json", "as_json", is_flag=True, help=f"print {what}")
+    return flag("--json", f"print {what}", to="as_json")
 
 
-dataset = click.option(
-    "--dataset",
-    metavar="NAME",
+dataset = option(
+    "--dataset NAME",
+    "auto, mnist (all 70,000 or an error) or mnist-5k (embedded)",
     show_default="auto",
-    help="auto, mnist (all 70,000 or an error) or mnist-5k (embedded)",
 )
-data_dir = click.option(
-    "--data-dir", metavar="DIR", help="folder with the four IDX files [env var: MNIST_DATA_DIR]"
-)
-beam = click.option(
-    "--beam",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="an option of Beam, such as runner=FlinkRunner (repeatable)",
+data_dir = option("--data-dir DIR", "folder with the four IDX files [env var: MNIST_DATA_DIR]")
+beam = option(
+    "--beam KEY=VALUE", "an option of Beam, such as runner=FlinkRunner (repeatable)", multiple=True
 )
 
 
@@ -96,21 +111,20 @@ def images(function: Callable[..., Any]) -> Callable[..., Any]:
     return argument(invert(function))
 
 
-invert = click.option(
+invert = option(
     "--invert",
+    "swap light and dark of pictures; auto: where the border is light",
     type=click.Choice(["auto", "yes", "no"]),
     default="auto",
-    help="swap light and dark of pictures; auto: where the border is light",
 )
 
 
 def model(default: str = "the most recently pushed model") -> Decorator:
     """The option ``--model`` of commands that use a pushed model."""
-    return click.option(
-        "--model",
-        metavar="MODEL_OR_FOLDER",
+    return option(
+        "--model MODEL_OR_FOLDER",
+        "a pushed model's name, or a folder with numbered SavedModel versions",
         show_default=default,
-        help="a pushed model's name, or a folder with numbered SavedModel versions",
     )
 
 
@@ -147,49 +161,42 @@ def gathered(name: str, make: Callable[..., Any], *options: Decorator) -> Decora
 
 @dataclasses.dataclass(frozen=True)
 class ConfigSource:
-    """Where a command's configuration comes from.
+    """Where a command's configuration comes from: the options as they were given.
 
     Attributes:
-      path: A YAML file, or None.
-      model: ``--model`` as given, or None.
-      values: ``KEY=VALUE`` over the file; later ones win.
-      root: ``--root`` as given, or None; it is among the values.
-      data_dir: ``--data-dir`` as given, or None; it is among the values.
+      config: A YAML file, or None.
+      model: The model's name, or None.
+      assigned: ``KEY=VALUE`` over the file; later ones win.
+      beam: ``KEY=VALUE`` of Beam's options.
+      dataset: ``auto``, ``mnist``, ``mnist-5k`` or None.
+      data_dir: Folder of the images, or None.
+      root: Folder of all that is written, or None.
     """
 
-    path: str | None
+    config: str | None
     model: str | None
-    values: tuple[str, ...]
-    root: str | None
+    assigned: tuple[str, ...]
+    beam: tuple[str, ...]
+    dataset: str | None
     data_dir: str | None
-
-    @classmethod
-    def of_options(
-        cls,
-        config: str | None,
-        model: str | None,
-        assigned: tuple[str, ...],
-        beam: tuple[str, ...],
-        dataset: str | None,
-        data_dir: str | None,
-        root: str | None,
-    ) -> ConfigSource:
-        """What the options of :func:`configuration` say."""
-        named = {"data.dataset": dataset, "data.dir": data_dir, "root": root}
-        values = [f"{key}={json.dumps(v)}" for key, v in named.items() if v is not None]
-        values += assigned
-        values += [f"beam.{option.lstrip('-')}" for option in beam]
-        return cls(config, model, tuple(values), root, data_dir)
+    root: str | None
 
     @property
     def assignments(self) -> list[str]:
-        """``KEY=VALUE`` over the file, the model's name among them."""
-        named = [] if self.model is None else [f"model.name={json.dumps(self.model)}"]
-        return [*named, *self.values]
+        """All of them but the file, as ``KEY=VALUE`` over it."""
+        named = {
+            "model.name": self.model,
+            "data.dataset": self.dataset,
+            "data.dir": self.data_dir,
+            "root": self.root,
+        }
+        given = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+        beam = [f"beam.{option.lstrip('-')}" for option in self.beam]
+        return [*given, *self.assigned, *beam]
 
     def below(self, *assignments: str) -> ConfigSource:
         """The same with further assignments, over which the present ones win."""
-        return dataclasses.replace(self, values=(*assignments, *self.values))
+        return dataclasses.replace(self, assigned=(*assignments, *self.assigned))
 
     def load(self) -> PipelineConfig:
         """The configuration.
@@ -199,7 +206,7 @@ class ConfigSource:
         """
         from pipeline import config
 
-        return config.load(self.path, self.assignments)
+        return config.load(self.config, self.assignments)
 
 
 def configuration(models: str = "NAME", which: str = "which autoencoder") -> Decorator:
@@ -211,15 +218,14 @@ def configuration(models: str = "NAME", which: str = "which autoencoder") -> Dec
     """
     return gathered(
         "source",
-        ConfigSource.of_options,
-        click.option("--config", metavar="FILE", help="YAML file with a configuration"),
+        ConfigSource,
+        option("--config FILE", "YAML file with a configuration"),
         click.option("--model", metavar=models, help=f"{which}; see 'mnist-ae models'"),
-        click.option(
-            "--set",
-            "assigned",
+        option(
+            "--set KEY=VALUE",
+            "a value of the configuration, such as trainer.epochs=10 (repeatable)",
+            to="assigned",
             multiple=True,
-            metavar="KEY=VALUE",
-            help="a value of the configuration, such as trainer.epochs=10 (repeatable)",
         ),
         beam,
         dataset,

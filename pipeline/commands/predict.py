@@ -12,6 +12,7 @@ import click
 from pipeline.commands import options
 from pipeline.commands.connection import asked, asked_about_images
 from pipeline.commands.group import command
+from pipeline.commands.options import COUNT, option
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
@@ -24,7 +25,7 @@ _SHEET_LIMIT = 64
 
 @command()
 @options.images
-@click.option("--out", metavar="DIR", help="where the PNGs go; none are written without it")
+@option("--out DIR", "where the PNGs go; none are written without it")
 @asked_about_images
 def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Connection) -> None:
     """Reconstruct images; writes original and reconstruction side by side.
@@ -49,7 +50,7 @@ def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Co
 
 @command()
 @options.images
-@click.option("--out", metavar="FILE.npy", help="write here instead of printing")
+@option("--out FILE.npy", "write here instead of printing")
 @asked_about_images
 def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Connection) -> None:
     """Print or write the codes of images."""
@@ -101,8 +102,8 @@ def classify(paths: tuple[str, ...], invert: Any, connection: Connection) -> Non
 
 @command()
 @click.argument("codes", metavar="CODES")
-@click.option("--digit", type=int, help="the digit, where the decoder needs one")
-@click.option("--out", default="out", metavar="DIR", help="where the PNG goes")
+@option("--digit", "the digit, where the decoder needs one", type=int)
+@option("--out DIR", "where the PNG goes", default="out")
 @asked
 def decode(codes: str, digit: int | None, out: str, connection: Connection) -> None:
     """Turn codes back into images.
@@ -121,9 +122,9 @@ def decode(codes: str, digit: int | None, out: str, connection: Connection) -> N
 
 
 @command()
-@click.option("--n", type=options.COUNT, default=16, help="images to draw")
-@click.option("--seed", type=int, default=0, help="the same images for the same seed")
-@click.option("--out", default="out", metavar="DIR", help="where the PNG goes")
+@option("--n", "images to draw", type=COUNT, default=16)
+@option("--seed", "the same images for the same seed", type=int, default=0)
+@option("--out DIR", "where the PNG goes", default="out")
 @asked
 def generate(n: int, seed: int, out: str, connection: Connection) -> None:
     """Draw new images, for models that can."""

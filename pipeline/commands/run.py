@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from pipeline.commands import options
 from pipeline.commands.group import command
+from pipeline.commands.options import flag
 from serving.errors import Error
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ _ALL_MODELS = "all"
 
 @command()
 @options.configuration("NAME[,NAME...]", "which autoencoder; 'all' for all")
-@click.option("--tune", is_flag=True, help="search for better hyper-parameters first")
-@click.option("--no-cache", is_flag=True, help="compute everything anew")
+@flag("--tune", "search for better hyper-parameters first")
+@flag("--no-cache", "compute everything anew")
 @options.as_json("the result as one JSON object, a line a model")
-@click.option("-v", "--verbose", is_flag=True, help="TFX's own log on the terminal")
+@flag("-v --verbose", "TFX's own log on the terminal")
 def run(
     source: options.ConfigSource, tune: bool, no_cache: bool, as_json: bool, verbose: bool
 ) -> int:

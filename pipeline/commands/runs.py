@@ -13,6 +13,7 @@ import click
 from pipeline import leaderboard
 from pipeline.commands import options
 from pipeline.commands.group import command
+from pipeline.commands.options import flag, option
 
 
 @command()
@@ -39,8 +40,8 @@ def runs(root: str, as_json: bool) -> None:
 @command()
 @click.argument("name", required=False, metavar="[RUN]")
 @options.root
-@click.option("--path", "show_path", is_flag=True, help="print where it is instead")
-@click.option("--card", is_flag=True, help="print the model card instead")
+@flag("--path", "print where it is instead", to="show_path")
+@flag("--card", "print the model card instead")
 def report(name: str | None, root: str, show_path: bool, card: bool) -> None:
     """Open the page of a run.
 
@@ -70,16 +71,15 @@ def report(name: str | None, root: str, show_path: bool, card: bool) -> None:
 @command()
 @click.argument("names", nargs=-1, metavar="[RUN|MODEL]...")
 @options.root
-@click.option(
-    "--sort",
+@option(
+    "--sort FIGURE",
+    f"by which figure; one of {', '.join(leaderboard.SORTABLE)}",
     type=click.Choice(leaderboard.SORTABLE),
     default="mse",
-    metavar="FIGURE",
-    help=f"by which figure; one of {', '.join(leaderboard.SORTABLE)}",
 )
-@click.option("--reverse", is_flag=True, help="worst first")
+@flag("--reverse", "worst first")
 @options.as_json("a JSON list")
-@click.option("--html", metavar="FILE", help="write a page with the pictures, too")
+@option("--html FILE", "write a page with the pictures, too")
 def compare(
     names: tuple[str, ...], root: str, sort: str, reverse: bool, as_json: bool, html: str | None
 ) -> None:

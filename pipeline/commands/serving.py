@@ -11,6 +11,7 @@ import click
 
 from pipeline.commands import connection, options
 from pipeline.commands.group import Group, command
+from pipeline.commands.options import COUNT, POSITIVE, Integer, option
 
 if TYPE_CHECKING:
     from serving.locate import ModelFolder
@@ -19,51 +20,40 @@ if TYPE_CHECKING:
     Labels = contextlib.AbstractContextManager[tuple[Rollout, ModelFolder, str]]
 
 
-_PORT = options.Integer(0, 65535)
+_PORT = Integer(0, 65535)
 
 
 @command()
 @click.argument("model", required=False, metavar="[MODEL_OR_FOLDER]")
 @options.root
-@click.option("--port", type=_PORT, default=8500, help="gRPC port; 0 is any free one")
-@click.option("--rest-port", type=_PORT, default=8501, help="REST port; 0 is any free one")
-@click.option(
-    "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network"
-)
-@click.option(
+@option("--port", "gRPC port; 0 is any free one", type=_PORT, default=8500)
+@option("--rest-port", "REST port; 0 is any free one", type=_PORT, default=8501)
+@option("--host", "address to listen on; 0.0.0.0 for the whole network", default="127.0.0.1")
+@option(
     "--backend",
+    "who serves; auto: tensorflow_model_server on the PATH, else Docker, else embedded",
     type=click.Choice(["auto", "docker", "binary", "embedded"]),
     default="auto",
-    help="who serves; auto: tensorflow_model_server on the PATH, else Docker, else embedded",
 )
-@click.option(
-    "--batching",
-    metavar="FILE",
-    help="gather small requests: TensorFlow Serving's batching parameters (docker, binary)",
+@option(
+    "--batching FILE",
+    "gather small requests: TensorFlow Serving's batching parameters (docker, binary)",
 )
-@click.option("--tls-cert", metavar="FILE", help="certificate chain of the server, PEM")
-@click.option("--tls-key", metavar="FILE", help="its private key, PEM")
-@click.option(
-    "--tls-client-ca", metavar="FILE", help="let in only clients with a certificate of this CA"
-)
-@click.option(
-    "--max-message-mb",
-    type=options.COUNT,
-    default=64,
-    help="largest request taken, in MiB (embedded)",
-)
-@click.option(
+@option("--tls-cert FILE", "certificate chain of the server, PEM")
+@option("--tls-key FILE", "its private key, PEM")
+@option("--tls-client-ca FILE", "let in only clients with a certificate of this CA")
+@option("--max-message-mb", "largest request taken, in MiB (embedded)", type=COUNT, default=64)
+@option(
     "--drain-seconds",
-    type=options.POSITIVE,
+    "time for requests under way when stopping, in seconds (embedded)",
+    type=POSITIVE,
     default=30.0,
-    help="time for requests under way when stopping, in seconds (embedded)",
 )
-@click.option(
-    "--load-retries",
-    type=options.Integer(0, 9),
+@option(
+    "--load-retries N",
+    "further tries after a failed load, a second apart",
+    type=Integer(0, 9),
     default=2,
-    metavar="N",
-    help="further tries after a failed load, a second apart",
 )
 def serve(
     model: str | None,
@@ -175,25 +165,13 @@ _labels = options.gathered(
     _rollout,
     options.root,
     options.model(),
-    click.option("--target", metavar="HOST:PORT", help="a live server's gRPC port"),
-    click.option(
-        "--config",
-        metavar="FILE",
-        show_default="<root>/serving/models.config",
-        help="where the labels are written",
+    option("--target HOST:PORT", "a live server's gRPC port"),
+    option(
+        "--config FILE", "where the labels are written", show_default="<root>/serving/models.config"
     ),
-    click.option(
-        "--base-path",
-        metavar="PATH",
-        help="the model's folder as the server sees it (in a container)",
-    ),
-    click.option("--keep", type=options.COUNT, default=3, help="versions that stay loaded"),
-    click.option(
-        "--timeout",
-        type=options.POSITIVE,
-        default=60.0,
-        help="seconds for a version to become available",
-    ),
+    option("--base-path PATH", "the model's folder as the server sees it (in a container)"),
+    option("--keep", "versions that stay loaded", type=COUNT, default=3),
+    option("--timeout", "seconds for a version to become available", type=POSITIVE, default=60.0),
 )
 
 

@@ -14,6 +14,7 @@ import click
 from pipeline.commands import options
 from pipeline.commands.connection import in_folder
 from pipeline.commands.group import command
+from pipeline.commands.options import COUNT, Integer, flag, option
 
 _SHEET_LIMIT = 64
 
@@ -21,9 +22,9 @@ _SHEET_LIMIT = 64
 @command()
 @options.images
 @options.root
-@click.option("--k", type=options.COUNT, default=10, help="images to find")
-@click.option("--model", metavar="RUN|MODEL", show_default="the last run", help="by whose codes")
-@click.option("--out", default="out", metavar="DIR", help="where the PNG goes")
+@option("--k", "images to find", type=COUNT, default=10)
+@option("--model RUN|MODEL", "by whose codes", show_default="the last run")
+@option("--out DIR", "where the PNG goes", default="out")
 @options.as_json("a JSON list, write no PNG")
 def search(
     paths: tuple[str, ...],
@@ -73,8 +74,8 @@ def search(
 @command()
 @options.images
 @options.root
-@click.option("-o", "--out", required=True, metavar="FILE.npz", help="the file that is written")
-@click.option("--bits", type=options.Integer(1, 16), default=8, help="bits of each float of a code")
+@option("-o --out FILE.npz", "the file that is written", required=True)
+@option("--bits", "bits of each float of a code", type=Integer(1, 16), default=8)
 @options.model()
 @options.as_json("the figures as JSON")
 def compress(
@@ -145,13 +146,7 @@ def _show_codecs(rows: list[Any]) -> None:
 
 @command()
 @click.argument("file", metavar="FILE.npz")
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    metavar="FILE",
-    help="an IDX file, or a PNG (one image, or a sheet of them)",
-)
+@option("-o --out FILE", "an IDX file, or a PNG (one image, or a sheet of them)", required=True)
 @options.root
 @options.model(default="the one that compressed it")
 def decompress(file: str, out: str, root: str, model: str | None) -> None:
@@ -186,31 +181,29 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
 
 
 @command()
-@click.option(
-    "--input",
-    "source",
+@option(
+    "--input PATH",
+    "an IDX, TFRecord or picture file, or a folder of them",
+    to="source",
     required=True,
-    metavar="PATH",
-    help="an IDX, TFRecord or picture file, or a folder of them",
 )
-@click.option("--output", required=True, metavar="FOLDER", help="new, or to be completed")
+@option("--output FOLDER", "new, or to be completed", required=True)
 @options.root
 @options.model()
-@click.option(
-    "--outputs",
-    metavar="NAMES",
-    show_default="code,reconstruction_error,is_anomaly",
-    help="comma-separated: code, reconstruction, reconstruction_error, is_anomaly, "
+@option(
+    "--outputs NAMES",
+    "comma-separated: code, reconstruction, reconstruction_error, is_anomaly, "
     "predicted_label, probabilities",
+    show_default="code,reconstruction_error,is_anomaly",
 )
-@click.option(
+@option(
     "--format",
-    "file_format",
+    "of the files that are written",
+    to="file_format",
     type=click.Choice(["parquet", "tfrecord"]),
     default="parquet",
-    help="of the files that are written",
 )
-@click.option("--with-images", is_flag=True, help="write the images as well")
+@flag("--with-images", "write the images as well")
 @options.invert
 @options.beam
 @options.as_json("what was done as JSON")

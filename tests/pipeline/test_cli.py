@@ -76,7 +76,7 @@ def test_every_command_explains_itself_and_each_of_its_options(path):
         command = command.get_command(click.Context(command), name)
     assert command.help
     for option in command.params:
-        if isinstance(option, click.Option):
+        if isinstance(option, click.Option) and not option.hidden:
             assert option.help, option.name
             assert all(spelling in done.stdout for spelling in option.opts)
     assert runner.invoke(mnist_ae, [*path, "-h"]).stdout == done.stdout
