@@ -1,7 +1,6 @@
 """The watcher's decisions, with a stand-in for the run; test_month.py has the real one."""
 
 import errno
-import http.server
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 from pipeline import cli, config
-from pipeline.continuous import events, spans, state, watcher
+from pipeline.continuous import spans, state, watcher
 from serving import files
 
 SOURCE = {"kind": "numpy", "images": "-"}
@@ -416,54 +415,6 @@ def test_metrics_for_prometheus(root, digits, tmp_path):
     assert re.search(r"^mnist_ae_watch_runs_total 1\.0$", text, re.M)
     assert re.search(r"^mnist_ae_watch_golden_mse 0\.1$", text, re.M)
     assert "mnist_ae_watch_spans" in (root / "continuous" / "metrics.prom").read_text()
-
-
-def test_notifications_reach_a_command_and_a_webhook_and_delay_nobody(tmp_path):
-    got = []
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = tmp_path / "notify.py"
-    script.write_text(
-        f"import os,sys,pathlib; pathlib.Path({str(tmp_path / 'got')!r}).write_text("
-        "os.environ['MNIST_AE_EVENT'] + sys.stdin.read())"
-    )
-    told = events.Events(
-        tmp_path, lambda record: None, command=f"{sys.executable} {script}",
-        url=f"http://127.0.0.1:{server.server_port}/",
-    )  # fmt: skip
-    told.tell("wake")
-    told.tell("pushed", span="1.1", reason="better")
-    told.close()
-    server.shutdown()
-    assert [e["event"] for e in got] == ["pushed"]
-    assert (tmp_path / "got").read_text().startswith('pushed{"time"')
-    lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["wake", "pushed"]
-    slow = events.Events(tmp_path, lambda record: None, command="sleep 60", url="http://[::1]:1/")
-    started = time.monotonic()
-    for _ in range(20):
-        slow.tell("pushed")
-    assert time.monotonic() - started < 1
-
-
-def test_a_state_that_is_no_state_is_refused_in_one_line(root, capsys):
-    folder = root / "continuous"
-    folder.mkdir()
-    (folder / "state.json").write_text("{")
-    assert cli.main(["watch", "--once", "--root", str(root)]) == 2
-    error = capsys.readouterr().err
-    assert "move it away" in error and error.count("\n") == 1
-    assert os.path.exists(folder / "state.json")
 
 
 def test_cron_decides_as_a_watcher_does(root, digits, tmp_path):
