@@ -6,12 +6,14 @@ import contextlib
 import pathlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 
 from serving import contract, errors, protos, wire
@@ -230,6 +232,57 @@ def test_only_what_is_safe_is_tried_again(
         # One further call for the second image; a stream tries each anew.
         assert len(seen) in ((calls, calls + 1) if streamed else (calls,))
         assert all(0 < left < 10.5 for left in seen)  # always a deadline
+
+
+def test_a_request_of_many_that_is_tried_again_has_one_deadline() -> None:
+    """All tries of a request share its time, also where several are under way."""
+    left: list[float] = []
+
+    def refuse(request: bytes, context: Any) -> bytes:
+        left.append(context.time_remaining())
+        time.sleep(0.4)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "on purpose")
+        raise AssertionError
+
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    handler = grpc.unary_unary_rpc_method_handler(refuse)
+    service = "tensorflow.serving.PredictionService"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {"Predict": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with (
+            ReconstructionClient(
+                f"127.0.0.1:{port}", model="m", timeout=2.0, retries=1, batch_size=5
+            ) as client,
+            pytest.raises(errors.ServerUnavailableError),
+        ):
+            client.encode(IMAGES)
+    finally:
+        server.stop(0).wait()
+    again = sorted(left)[: len(left) // 2]
+    assert len(left) >= 2 and all(seconds < 1.7 for seconds in again), left
+
+
+def test_threads_that_ended_leave_no_connection_behind(server: EmbeddedServer) -> None:
+    assert server.rest_address is not None
+
+    def connections() -> int:
+        return sum(
+            bool(item.raddr) and item.raddr.port == server.rest_port
+            for item in psutil.Process().net_connections()
+        )
+
+    before = connections()
+    with ReconstructionClient(server.rest_address, model="autoencoder", rest=True) as client:
+        for _ in range(10):
+            thread = threading.Thread(target=client.status)
+            thread.start()
+            thread.join()
+        assert connections() - before <= 1
+    assert connections() == before
 
 
 def test_a_server_that_never_answers_ends_at_the_deadline() -> None:
