@@ -98,6 +98,8 @@ class SemiSupervisedAae(Adversarial):
     """
 
     hp: SemiSupervisedAaeHyperparameters
+    # Without labels the sum of the losses follows the generator's, which rises and falls.
+    monitor = "val_reconstruction"
     term_names = (
         *Adversarial.term_names,
         "digit_discriminator_accuracy",
