@@ -115,9 +115,7 @@ def _rate(entry: dict[str, Any]) -> str:
 
 def _section(spec: ModelSpec, models: dict[str, Any]) -> str:
     training = spec.training
-    hyperparameters = ", ".join(
-        f"`{key}={value}`" for key, value in spec.hyperparameters.model_dump().items()
-    )
+    hyperparameters = ", ".join(f"`{key}={value}`" for key, value in spec.hyperparameters)
     lines = [
         f"## {spec.name}\n",
         f"{spec.summary}.\n",
