@@ -107,10 +107,10 @@ def quieten() -> None:
 
 
 class RunDisplay(logging.Handler):
-    """One line a component, live where there is a terminal.
+    """One line a node, live where there is a terminal.
 
-    It is a NodeListener of the runner and a handler of the training's progress
-    records.
+    The runner tells it of nodes (``local_runner.NodeListener``), the training
+    and downloads of their progress, by log records.
     """
 
     def __init__(self, stream: IO[str]):
@@ -149,11 +149,11 @@ class RunDisplay(logging.Handler):
         self._console.print(text, markup=False)
 
     def activity(self, name: str) -> None:
-        """Shows that something is under way that is no component."""
+        """Shows that something is under way that is no node."""
         self.started(name)
 
     def started(self, node_id: str) -> None:
-        """See NodeListener."""
+        """Shows that a node is under way."""
         self._node = node_id
         self._next_plain = time.monotonic() + _PLAIN_PROGRESS_SECONDS
         if self._live is not None:
@@ -161,7 +161,7 @@ class RunDisplay(logging.Handler):
             self._task = self._live.add_task("", node=node_id, total=None)
 
     def finished(self, node_id: str, seconds: float, cached: bool) -> None:
-        """See NodeListener."""
+        """Prints how long a node took, in seconds, or that its result was there."""
         self._clear()
         self.line(f"  {node_id:<18}{'cached' if cached else f'{seconds:.1f} s':>8}")
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -80,6 +81,12 @@ def test_every_command_explains_itself_and_each_of_its_options(path):
             assert option.help, option.name
             assert all(spelling in done.stdout for spelling in option.opts)
     assert runner.invoke(mnist_ae, [*path, "-h"]).stdout == done.stdout
+
+
+def test_the_readme_lists_every_command():
+    text = (REPOSITORY / "README.md").read_text()
+    listed = re.findall(r"`(?:mnist-ae )?([a-z]+)`", text)
+    assert set(mnist_ae.list_commands(click.Context(mnist_ae))) <= set(listed)
 
 
 def no_images(folder):
