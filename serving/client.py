@@ -18,15 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import contract, errors, sampling, wire
-from serving.transport import (
-    Address,
-    FolderTransport,
-    GrpcTransport,
-    RestTransport,
-    Tls,
-    Transport,
-    VersionStatus,
-)
+from serving.rest_transport import RestTransport
+from serving.transport import Address, GrpcTransport, Tls, Transport, VersionStatus
 
 __all__ = [
     "Classification",
@@ -170,6 +163,8 @@ class ReconstructionClient:
         Raises:
           ModelFolderError: It does not load.
         """
+        from serving.folder_transport import FolderTransport
+
         return cls(transport=FolderTransport(path, model, version), **options)
 
     def reconstruct(self, images: npt.ArrayLike) -> Reconstruction:

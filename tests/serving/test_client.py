@@ -18,9 +18,10 @@ import pytest
 
 from serving import contract, errors, protos, wire
 from serving.client import ReconstructionClient
+from serving.folder_transport import FolderTransport
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
-from serving.transport import Address, FolderTransport, GrpcTransport
+from serving.transport import Address, GrpcTransport
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
 
