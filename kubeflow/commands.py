@@ -286,9 +286,9 @@ def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:
       UserError: The configuration cannot run on Kubeflow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kubeflow import compiler
+    from kubeflow import checks, compiler
 
-    compiler.check(config)
+    checks.check(config)
     from pipeline import console
 
     # The SDK and TensorFlow have much to say that is of no use here.

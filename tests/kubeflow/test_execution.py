@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ml_metadata.proto import metadata_store_pb2
 
+from components.mnist_example_gen import idx
 from pipeline import history
 
 pytestmark = pytest.mark.e2e
@@ -92,10 +93,9 @@ def test_the_first_run_pushes_without_a_baseline(first, volume):
 
 
 def test_its_model_is_that_of_a_local_run(first, volume, tmp_path, cli):
-    done = cli(
-        "run", "--model", "simple", "--data-dir", str(volume.folder / "data" / "span-1"),
-        "--root", str(tmp_path / "runs"), "--json", *[w for s in SETTINGS for w in ("--set", s)],
-    )  # fmt: skip
+    words = ["run", "--model", "simple", "--data-dir", str(volume.folder / "data" / "span-1")]
+    words += ["--root", str(tmp_path / "runs"), "--json"]
+    done = cli(*words, *[word for setting in SETTINGS for word in ("--set", setting)])
     assert done.returncode == 0, done.stderr
     local = json.loads(done.stdout)
     remote = volume.record(first.run_id).properties
@@ -122,8 +122,6 @@ def test_the_second_run_is_compared_with_the_first_model(second, first, volume):
 
 
 def test_a_new_span_is_trained_on(second, volume, digits):
-    from components.mnist_example_gen import idx
-
     span = volume.folder / "data" / "span-2"
     span.mkdir()
     for split, prefix in idx.SPLIT_PREFIXES.items():

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import kubeflow
-from kubeflow import compiler, workers
+from kubeflow import checks, compiler, workers
 from pipeline import config
 from pipeline.config import METADATA_PASSWORD
 from serving.standin import settings as serving_settings
@@ -195,7 +195,7 @@ def test_the_options_for_flink_are_those_of_its_manifests():
         line[2:] for line in text.splitlines() if line.startswith("#   ") or line == "#   beam:"
     )
     parsed = config.parse(yaml.safe_load(commented))
-    compiler.check(parsed)
+    checks.check(parsed)
     things = built("beam")
     service = of(things, "Service", "mnist-ae-beam-jobs")
     ports = {p["port"] for p in service["spec"]["ports"]}

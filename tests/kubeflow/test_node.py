@@ -291,33 +291,3 @@ def test_help_answers_without_tensorflow():
     )
     assert "--run-id" in done.stdout
     assert "tensorflow" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("url", "kind"),
-    [
-        ("mysql://user@db:3307/name", "mysql"),
-        ("sqlite:////tmp/x.sqlite", "sqlite"),
-    ],
-)
-def test_an_address_is_a_connection(url, kind):
-    assert stores.connection(url, "secret").WhichOneof("config") == kind
-
-
-def test_the_parts_of_an_address_arrive():
-    config = stores.connection("mysql://user@db:3307/name", "secret").mysql
-    assert (config.user, config.host, config.port, config.database, config.password) == (
-        "user",
-        "db",
-        3307,
-        "name",
-        "secret",
-    )
-    client = stores.connection("grpc://store:8080")
-    assert (client.host, client.port) == ("store", 8080)
-
-
-@pytest.mark.parametrize("url", ["", "mysql://db/name", "grpc://h", "sqlite://", "mysql://u@h:x/d"])
-def test_another_address_is_refused(url):
-    with pytest.raises(UserError, match="metadata store"):
-        stores.connection(url)

@@ -42,23 +42,14 @@ def cluster(tmp_path):
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PATH": path}
     processes = []
-    for module, arguments, port in (
-        (
-            "apache_beam.runners.portability.local_job_service_main",
-            [f"--port={jobs}", f"--staging_dir={tmp_path}/staged"],
-            jobs,
-        ),
-        (
-            "apache_beam.runners.worker.worker_pool_main",
-            [f"--service_port={pool}"],
-            pool,
-        ),
+    staged = f"--staging_dir={tmp_path}/staged"
+    for port, module, *arguments in (
+        (jobs, "portability.local_job_service_main", f"--port={jobs}", staged),
+        (pool, "worker.worker_pool_main", f"--service_port={pool}"),
     ):
-        log = open(tmp_path / f"{module}.log", "w")  # noqa: SIM115
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        words = [sys.executable, "-m", f"apache_beam.runners.{module}", *arguments]
+        with open(tmp_path / f"{module}.log", "w") as log:
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
         processes.append(process)
         _listens(port, process)
     yield jobs, pool
@@ -88,5 +79,5 @@ def test_ingestion_and_statistics_run_on_the_workers_of_a_pool(
     assert examples.custom_properties["count_train"].int_value == 4_500
     (statistics,) = history.run_outputs(store, "portable", "ExampleStatistics")
     assert os.path.getsize(os.path.join(statistics.uri, "Split-train", "FeatureStats.pb")) > 100
-    log = (tmp_path / "apache_beam.runners.worker.worker_pool_main.log").read_text()
+    log = (tmp_path / "worker.worker_pool_main.log").read_text()
     assert "sdk_worker_main" in log or "Starting worker" in log or log

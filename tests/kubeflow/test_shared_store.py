@@ -33,24 +33,18 @@ def mysql(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     user = ["--user=root"] if os.geteuid() == 0 else []
-    subprocess.run(
-        [install, "--no-defaults", f"--datadir={folder}/data", *user,
-         "--auth-root-authentication-method=normal"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    common = ["--no-defaults", f"--datadir={folder}/data", *user]
+    words = [install, *common, "--auth-root-authentication-method=normal"]
+    subprocess.run(words, check=True, capture_output=True)
     start = folder / "init.sql"
     start.write_text(
         "CREATE DATABASE mnist_ae;\n"
         f"CREATE USER 'mnist-ae'@'%' IDENTIFIED BY '{PASSWORD}';\n"
         "GRANT ALL ON mnist_ae.* TO 'mnist-ae'@'%';\n"
     )
-    process = subprocess.Popen(
-        [server, "--no-defaults", f"--datadir={folder}/data", f"--port={port}", *user,
-         "--bind-address=127.0.0.1", "--skip-name-resolve",
-         f"--socket={folder}/sock", f"--pid-file={folder}/pid",
-         f"--init-file={start}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    words = [server, *common, "--bind-address=127.0.0.1", f"--port={port}", "--skip-name-resolve"]
+    words += [f"--socket={folder}/sock", f"--pid-file={folder}/pid", f"--init-file={start}"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield f"mysql://mnist-ae@127.0.0.1:{port}/mnist_ae"
     process.terminate()
     process.wait(timeout=60)

@@ -6,11 +6,14 @@ import http.server
 import json
 import threading
 
+import kubernetes
 import kubernetes_validate
 import pytest
 
 from kubeflow import workers
 from pipeline import config
+from trainer.job import TrainingJob, TrainingOptions
+from trainer.models import ModelChoice
 
 
 def settings(*assignments: str) -> dict:
@@ -69,8 +72,6 @@ def test_a_worker_that_does_not_know_the_others_says_what_it_needs():
 @pytest.fixture
 def job(tmp_path):
     """Makes training jobs, as the Trainer would write them."""
-    from trainer.job import TrainingJob, TrainingOptions
-    from trainer.models import ModelChoice
 
     def make(name: str) -> TrainingJob:
         options = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3, "xla": False}
@@ -136,8 +137,6 @@ class Api:
 @pytest.mark.parametrize("kind", ["job", "tfjob"])
 @pytest.mark.parametrize("outcome", ["Complete", "Failed"])
 def test_the_cluster_is_asked_for_workers_and_left_clean(job, monkeypatch, kind, outcome):
-    import kubernetes
-
     api = Api("Succeeded" if (kind, outcome) == ("tfjob", "Complete") else outcome)
 
     def load() -> None:
