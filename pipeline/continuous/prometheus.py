@@ -1,4 +1,4 @@
-"""The watcher's figures for Prometheus: over HTTP, and as a text file.
+"""The watcher's figures for Prometheus, over HTTP and as a text file, and a server's.
 
 Everything is read from the state, so that ``watch --once`` in cron shows the
 same as a watcher that runs for months; the text file is for node_exporter's
@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import pathlib
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.continuous.state import State
 
 TEXT_FILE = "metrics.prom"
 _PREFIX = "mnist_ae_watch_"
+_TIMEOUT = 10.0
 
 
 class Collector:
@@ -68,6 +71,37 @@ class Collector:
             yield GaugeMetricFamily(
                 _PREFIX + "seconds_since_wakeup", "Age of the last look", value=time.time() - seen
             )
+
+
+def served_errors(
+    url: str, servable: str, *, by_version: bool = False
+) -> dict[str, tuple[float, float]]:
+    """Sum and count of the reconstruction errors that a server has answered with.
+
+    Args:
+      url: The server's metrics.
+      servable: The model.
+      by_version: Tells its versions apart.
+
+    Returns:
+      By version, or under "" for all; empty where the server does not say.
+    """
+    name = f"mnist_ae:serving:{'version_' if by_version else ''}reconstruction_error"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    except (OSError, ValueError):
+        return {}
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        if sample.labels.get("model_name") == servable:
+            version = sample.labels.get("version", "")
+            if sample.name == f"{name}_sum":
+                sums[version] = sample.value
+            elif sample.name == f"{name}_count":
+                counts[version] = sample.value
+    return {version: (sums.get(version, 0.0), count) for version, count in counts.items()}
 
 
 def registry(state: Callable[[], State]) -> CollectorRegistry:

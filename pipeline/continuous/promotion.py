@@ -13,27 +13,28 @@ import pathlib
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from components.mnist_example_gen import idx
 from pipeline.config import PipelineConfig
-from pipeline.continuous import spans
+from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
 from pipeline.continuous.options import Options
 from pipeline.continuous.state import State
 from serving import contract
+
+if TYPE_CHECKING:
+    from serving.locate import ModelFolder
+    from serving.rollout import Rollout
 
 _PROBES = 256
 _MIN_SERVED = 100
 _TIMEOUT = 10.0
 # A canary that could not be compared for that many soaks is left where it is.
 _PATIENCE = 3
-_SUM = "mnist_ae:serving:version_reconstruction_error_sum"
-_COUNT = "mnist_ae:serving:version_reconstruction_error_count"
 
 
 def _boot() -> str:
@@ -110,7 +111,8 @@ class Promotion:
     def _start(self, state: State, save: Callable[[], None]) -> bool:
         version = state.rollout["version"]
         with self._rollout(self._options.target) as rollout:
-            first = rollout.labels is None and not rollout.older(version)
+            older = [number for number in self._folder().versions if number < version]
+            first = rollout.labels is None and not older
         # The first version of all: a server that is not there yet finds the file.
         with self._rollout(None if first else self._options.target) as rollout:
             labels = rollout.canary(version)
@@ -210,21 +212,8 @@ class Promotion:
 
     def _served(self) -> dict[str, tuple[float, float]]:
         """Sum and count of served errors by version, where the server has them."""
-        if not self._options.metrics_url:
-            return {}
-        try:
-            with urllib.request.urlopen(self._options.metrics_url, timeout=_TIMEOUT) as answer:
-                lines = answer.read().decode().splitlines()
-        except (OSError, ValueError):
-            return {}
-        found: dict[str, list[float]] = {}
-        for line in lines:
-            for place, name in enumerate((_SUM, _COUNT)):
-                head = f'{name}{{model_name="{self._config.servable}",version="'
-                if line.startswith(head):
-                    version, value = line.removeprefix(head).split('"} ')
-                    found.setdefault(version, [0.0, 0.0])[place] = float(value)
-        return {version: (total, count) for version, (total, count) in found.items()}
+        url = self._options.metrics_url
+        return prometheus.served_errors(url, self._config.servable, by_version=True) if url else {}
 
     def _promote(self, state: State, reason: str) -> None:
         version = state.rollout["version"]
@@ -258,18 +247,21 @@ class Promotion:
         self._events.tell("rolled_back", version=version, reason=reason)
 
     @contextlib.contextmanager
-    def _rollout(self, target: str | None) -> Any:
+    def _rollout(self, target: str | None) -> Iterator[Rollout]:
         from serving import locate
         from serving.rollout import ConfigFile, Rollout
 
-        root = pathlib.Path(self._config.root).absolute()
-        folder = locate.find(self._config.servable, root)
-        rollout = Rollout(
-            folder, ConfigFile(locate.config_path(root)), target=target,
-            base_path=self._options.base_path,
-        )  # fmt: skip
-        with contextlib.closing(rollout):
-            yield _WithVersions(rollout, folder)
+        file = ConfigFile(locate.config_path(pathlib.Path(self._config.root).absolute()))
+        base_path = self._options.base_path
+        with contextlib.closing(
+            Rollout(self._folder(), file, target=target, base_path=base_path)
+        ) as rollout:
+            yield rollout
+
+    def _folder(self) -> ModelFolder:
+        from serving import locate
+
+        return locate.find(self._config.servable, pathlib.Path(self._config.root).absolute())
 
 
 def _examples(images: np.ndarray) -> np.ndarray:
@@ -283,18 +275,3 @@ def _examples(images: np.ndarray) -> np.ndarray:
         feature.bytes_list.value.append(image.tobytes())
         rows[i] = example.SerializeToString()
     return rows
-
-
-class _WithVersions:
-    """A Rollout that knows which versions are older."""
-
-    def __init__(self, rollout: Any, folder: Any) -> None:
-        self._rollout = rollout
-        self._versions = folder.versions
-
-    def older(self, version: int) -> list[int]:
-        """Versions below ``version``."""
-        return [number for number in self._versions if number < version]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._rollout, name)

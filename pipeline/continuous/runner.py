@@ -8,7 +8,6 @@ span was at work.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -16,18 +15,22 @@ import os
 import pathlib
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.continuous import spans, state
 from pipeline.errors import BusyError, UserError
 from serving import files
+from serving.errors import Error
 
+if TYPE_CHECKING:
+    from pipeline.config import PipelineConfig
+
+# The golden set and its folder.
+Golden = tuple[spans.Manifest, pathlib.Path]
 # Another run holds the root; as sysexits.h's EX_TEMPFAIL.
 EXIT_BUSY = 75
 # The disk is full: no span is to blame.
 EXIT_NO_SPACE = 74
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,154 +130,151 @@ def main(path: str) -> int:
     from pipeline.locking import locked
 
     config = config_lib.load(job.config_path, job.assignments)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(config.root))
-        except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
-            return EXIT_BUSY if isinstance(e, BusyError) else e.exit_code
-        try:
-            progress = Outcomes(job.result)
-            _process(config, job, progress)
-            progress.finish()
-        except Exception as e:
-            traceback.print_exc()
-            print(f"error: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
-            return EXIT_NO_SPACE if files.is_disk_full(e) else getattr(e, "exit_code", 1)
+    try:
+        with locked(config.root):
+            outcomes = Outcomes(job.result)
+            _Batch(config, job, outcomes).process()
+            outcomes.finish()
+    except BusyError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_BUSY
+    except Exception as e:
+        traceback.print_exc()
+        print(f"error: {_one_line(e)}", file=sys.stderr)
+        if files.is_disk_full(e):
+            return EXIT_NO_SPACE
+        return e.exit_code if isinstance(e, Error) else 1
     return 0
 
 
-def _process(config: Any, job: RunnerJob, progress: Outcomes) -> None:
-    known = {m.key: m for m in spans.scan(config.root)}
-    # Before TFX is imported: what is damaged costs a second, not ten.
-    batch = [
-        known[key] for key in job.batch if key in known and _check(config, progress, known[key])
-    ]
-    if not batch:
-        return
-    from pipeline import local_runner
-    from pipeline.continuous import retention
+class _Batch:
+    """The spans of a job on their way through the pipeline."""
 
-    local_runner.recover(config)
-    golden = _golden(config)
-    admitted = []
-    trained = False
-    for number, manifest in enumerate(batch):
-        last = number == len(batch) - 1
-        verdict = _attempt(config, job, progress, golden, manifest, train=last)
-        if verdict == "train":
-            admitted.append(manifest)
-            trained = last
-    if admitted and not trained:
-        # What came last was set aside: the newest of the others stands for them.
-        trained = _attempt(config, job, progress, golden, admitted[-1], train=True) == "train"
-    if admitted and trained:
-        for manifest in admitted[:-1]:
-            newest = admitted[-1]
-            progress.end(
-                manifest.key, status=state.COALESCED, reason=f"trained with span {newest.span}"
-            )
-    retention.clean(config)
+    def __init__(self, config: PipelineConfig, job: RunnerJob, outcomes: Outcomes) -> None:
+        self._config = config
+        self._job = job
+        self._outcomes = outcomes
 
+    def process(self) -> None:
+        """Takes every span as far as it goes; the last that is let in is trained on."""
+        config, outcomes = self._config, self._outcomes
+        known = {m.key: m for m in spans.scan(config.root)}
+        # Before TFX is imported: what is damaged costs a second, not ten.
+        batch = [known[key] for key in self._job.batch if key in known and self._check(known[key])]
+        if not batch:
+            return
+        from pipeline import local_runner
+        from pipeline.continuous import retention
 
-def _check(config: Any, progress: Outcomes, manifest: spans.Manifest) -> bool:
-    """Whether a span is what was published."""
-    progress.begin(manifest.key)
-    try:
-        spans.check(spans.version_folder(config.root, manifest.span, manifest.version), manifest)
-    except (OSError, ValueError) as e:
-        progress.end(manifest.key, status="error", reason=" ".join(str(e).split())[:1000])
-        return False
-    return True
+        local_runner.recover(config)
+        golden = _golden(config)
+        admitted = []
+        trained = False
+        for manifest in batch:
+            last = manifest is batch[-1]
+            if self._attempt(golden, manifest, train=last) == "train":
+                admitted.append(manifest)
+                trained = last
+        if admitted and not trained:
+            # What came last was set aside: the newest of the others stands for them.
+            trained = self._attempt(golden, admitted[-1], train=True) == "train"
+        if admitted and trained:
+            reason = f"trained with span {admitted[-1].span}"
+            for manifest in admitted[:-1]:
+                outcomes.end(manifest.key, status=state.COALESCED, reason=reason)
+        retention.clean(config)
 
-
-def _attempt(
-    config: Any,
-    job: RunnerJob,
-    progress: Outcomes,
-    golden: Any,
-    manifest: spans.Manifest,
-    *,
-    train: bool,
-) -> str | None:
-    """Takes a span as far as it goes.
-
-    Returns:
-      The verdict, or None where the span failed.
-    """
-    from trainer.warm_start import WarmStartError
-
-    progress.begin(manifest.key)
-    try:
-        outcome = _run_span(config, job, golden, manifest, train=train)
-    except WarmStartError:
-        raise
-    except Exception as e:
-        if files.is_disk_full(e):
-            raise
-        traceback.print_exc()
-        text = " ".join(str(e).split()) or type(e).__name__
-        progress.end(manifest.key, status="error", reason=text[:1000])
-        return None
-    verdict = outcome.pop("verdict")
-    if outcome.get("window"):
-        progress.window = outcome["window"]
-    progress.end(manifest.key, **outcome)
-    return verdict
-
-
-def _run_span(
-    config: Any, job: RunnerJob, golden: Any, manifest: spans.Manifest, *, train: bool
-) -> dict[str, Any]:
-    from tfx.dsl.compiler import compiler
-
-    from pipeline import history, local_runner
-    from pipeline.continuous.pipeline import DRIFT, SpanRun, create_continuous_pipeline
-    from pipeline.locking import new_run_id
-
-    golden_manifest, golden_folder = golden
-    run = SpanRun(
-        span=manifest.span,
-        version=manifest.version,
-        golden_folder=str(golden_folder),
-        golden_labelled=golden_manifest.labelled,
-        accepted=job.accepted.get(manifest.key, 0),
-        cold=job.cold,
-    )
-    run_id = new_run_id()
-    pipeline = create_continuous_pipeline(
-        config,
-        run,
-        spans_folder=str(spans.folder_of(config.root)),
-        labelled=manifest.labelled,
-    )
-    ir = compiler.Compiler().compile(pipeline)
-    drift: dict[str, Any] = {}
-
-    def judged(node_id: str) -> bool:
-        if node_id != DRIFT:
+    def _check(self, manifest: spans.Manifest) -> bool:
+        """Whether a span is what was published."""
+        self._outcomes.begin(manifest.key)
+        folder = spans.version_folder(self._config.root, manifest.span, manifest.version)
+        try:
+            spans.check(folder, manifest)
+        except (OSError, ValueError) as e:
+            self._outcomes.end(manifest.key, status="error", reason=_one_line(e))
             return False
-        drift.update(_drift_of(history.open_store(history.metadata_path(config.root)), run_id))
-        if drift["version"] != manifest.version:
-            raise UserError(f"span {manifest.span} got a new version meanwhile")
-        return drift["verdict"] != "train" or not train
+        return True
 
-    timings = local_runner.launch(ir, run_id, local_runner.Silence(), judged)
-    store = history.open_store(history.metadata_path(config.root))
-    outcome = {
-        "verdict": drift["verdict"],
-        "run_id": run_id,
-        "drift": drift,
-        "seconds": round(sum(timing.seconds for timing in timings), 2),
-    }
-    if drift["verdict"] == "skip":
-        return {**outcome, "status": state.SKIPPED, "reason": drift["reason"]}
-    if drift["verdict"] != "train":
-        return {**outcome, "status": state.QUARANTINED, "reason": drift["reason"]}
-    if not train:
-        _mark_coalesced(store, run_id)
-        return {**outcome, "status": state.COALESCED, "reason": "waits for the run"}
-    return {**outcome, **_result(store, run_id)}
+    def _attempt(self, golden: Golden, manifest: spans.Manifest, *, train: bool) -> str | None:
+        """Runs the pipeline for a span, at least until it is judged.
+
+        Returns:
+          The verdict, or None where the span failed.
+        """
+        from trainer.warm_start import WarmStartError
+
+        self._outcomes.begin(manifest.key)
+        try:
+            outcome = self._run(golden, manifest, train=train)
+        except WarmStartError:
+            raise
+        except Exception as e:
+            if files.is_disk_full(e):
+                raise
+            traceback.print_exc()
+            self._outcomes.end(manifest.key, status="error", reason=_one_line(e))
+            return None
+        verdict = outcome.pop("verdict")
+        if outcome.get("window"):
+            self._outcomes.window = outcome["window"]
+        self._outcomes.end(manifest.key, **outcome)
+        return verdict
+
+    def _run(self, golden: Golden, manifest: spans.Manifest, *, train: bool) -> dict[str, Any]:
+        from tfx.dsl.compiler import compiler
+
+        from pipeline import history, local_runner
+        from pipeline.continuous.pipeline import DRIFT, SpanRun, create_continuous_pipeline
+        from pipeline.locking import new_run_id
+
+        config = self._config
+        golden_manifest, golden_folder = golden
+        run = SpanRun(
+            span=manifest.span,
+            version=manifest.version,
+            golden_folder=str(golden_folder),
+            golden_labelled=golden_manifest.labelled,
+            accepted=self._job.accepted.get(manifest.key, 0),
+            cold=self._job.cold,
+        )
+        run_id = new_run_id()
+        pipeline = create_continuous_pipeline(
+            config,
+            run,
+            spans_folder=str(spans.folder_of(config.root)),
+            labelled=manifest.labelled,
+        )
+        drift: dict[str, Any] = {}
+
+        def judged(node_id: str) -> bool:
+            if node_id != DRIFT:
+                return False
+            drift.update(_drift_of(history.open_store(history.metadata_path(config.root)), run_id))
+            if drift["version"] != manifest.version:
+                raise UserError(f"span {manifest.span} got a new version meanwhile")
+            return drift["verdict"] != "train" or not train
+
+        ir = compiler.Compiler().compile(pipeline)
+        timings = local_runner.launch(ir, run_id, local_runner.Silence(), judged)
+        store = history.open_store(history.metadata_path(config.root))
+        outcome = {
+            "verdict": drift["verdict"],
+            "run_id": run_id,
+            "drift": drift,
+            "seconds": round(sum(timing.seconds for timing in timings), 2),
+        }
+        if drift["verdict"] == "skip":
+            return {**outcome, "status": state.SKIPPED, "reason": drift["reason"]}
+        if drift["verdict"] != "train":
+            return {**outcome, "status": state.QUARANTINED, "reason": drift["reason"]}
+        if not train:
+            _mark_coalesced(store, run_id)
+            return {**outcome, "status": state.COALESCED, "reason": "waits for the run"}
+        return {**outcome, **_result(store, run_id)}
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:1000]
 
 
 def _result(store: Any, run_id: str) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def _mark_coalesced(store: Any, run_id: str) -> None:
     store.put_artifacts([artifact])
 
 
-def _golden(config: Any) -> tuple[spans.Manifest, pathlib.Path]:
+def _golden(config: PipelineConfig) -> Golden:
     """The golden set; made of the data set's eval split where none was given."""
     found = spans.golden(config.root)
     if found is not None:
@@ -346,10 +346,9 @@ def _golden(config: Any) -> tuple[spans.Manifest, pathlib.Path]:
     ]
     split = idx.find_split_files(names, where=dataset.folder)
     labels = spans.read_labels(split.labels) if split.labels else None
-    done = spans.publish_golden(
-        config.root, spans.read_images(split.images), labels,
-        source={"kind": "idx", "images": split.images, "dataset": dataset.name},
-    )  # fmt: skip
+    source = {"kind": "idx", "images": split.images, "dataset": dataset.name}
+    images = spans.read_images(split.images)
+    done = spans.publish_golden(config.root, images, labels, source=source)
     return done.manifest, done.folder
 
 

@@ -12,22 +12,17 @@ import os
 import pathlib
 import shutil
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 
 from pipeline.config import PipelineConfig
-from pipeline.continuous import spans
+from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
 from pipeline.continuous.options import Options
 from pipeline.continuous.state import State
 
 FOLDER = "samples"
 _BATCH = ".batch"
-_SUM = "mnist_ae:serving:reconstruction_error_sum"
-_COUNT = "mnist_ae:serving:reconstruction_error_count"
-_TIMEOUT = 5.0
 # Fewer answers since the last look say nothing.
 _MIN_ANSWERS = 100
 
@@ -84,27 +79,21 @@ class ServedImages:
 
     def _error_rises(self, state: State, url: str) -> bool:
         """Whether the errors served since the last look are above the limit."""
-        try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-                text = answer.read().decode()
-        except (OSError, ValueError):
+        found = prometheus.served_errors(url, self._config.servable)
+        if not found:
             return False
-        model = f'{{model_name="{self._config.servable}"}}'
-        now = {
-            name: float(line.rsplit(" ", 1)[1])
-            for line in text.splitlines()
-            for name in (_SUM, _COUNT)
-            if line.startswith(name + model)
-        }
+        total, count = found[""]
+        now = {"sum": total, "count": count, "time": time.time()}
         before = state.served
-        if not now or now[_COUNT] < before.get(_COUNT, 0.0):
-            state.served = {**now, "time": time.time()} if now else {}
+        answers = count - before.get("count", 0.0)
+        if answers < 0:
+            # The server was started anew.
+            state.served = now
             return False
-        answers = now[_COUNT] - before.get(_COUNT, 0.0)
         if answers < _MIN_ANSWERS:
             return False
-        mean = (now[_SUM] - before.get(_SUM, 0.0)) / answers
-        state.served = {**now, "time": time.time()}
+        mean = (total - before.get("sum", 0.0)) / answers
+        state.served = now
         usual = state.gauges.get("golden_mse") or _last_golden(state)
         if not usual:
             return False
