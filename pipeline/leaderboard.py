@@ -170,13 +170,17 @@ def write_page(path: str, rows: Sequence[dict]) -> None:
         .render(
             rows=rows,
             columns=[
-                (column.title, column.key, [_shown(row, column) for row in rows],
-                 [row[column.key] == _best(rows, column) for row in rows])
+                (
+                    column.title,
+                    column.key,
+                    [_shown(row, column) for row in rows],
+                    [row[column.key] == _best(rows, column) for row in rows],
+                )
                 for column in COLUMNS
             ],
             pictures=pictures,
         )
-    )  # fmt: skip
+    )
     files.write(path, text)
 
 

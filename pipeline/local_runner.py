@@ -50,10 +50,10 @@ class Silence:
     """A NodeListener that shows nothing."""
 
     def started(self, node_id: str) -> None:
-        """See NodeListener."""
+        """Shows nothing."""
 
     def finished(self, node_id: str, seconds: float, cached: bool) -> None:
-        """See NodeListener."""
+        """Shows nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,21 @@ _MAX_BYTES = 10 * 2**20
 _TIMEOUT = 10.0
 _MAX_WAITING = 8
 
-NOTABLE = frozenset({
-    "pushed", "refused", "quarantined", "set_aside", "gap", "run_error", "disk_full", "promoted",
-    "rolled_back", "undecided", "served_error",
-})  # fmt: skip
+NOTABLE = frozenset(
+    {
+        "pushed",
+        "refused",
+        "quarantined",
+        "set_aside",
+        "gap",
+        "run_error",
+        "disk_full",
+        "promoted",
+        "rolled_back",
+        "undecided",
+        "served_error",
+    }
+)
 
 
 class Events:
@@ -83,9 +94,13 @@ class Events:
         if self._command:
             try:
                 done = subprocess.run(
-                    self._command, input=data, timeout=_TIMEOUT, check=False,
-                    capture_output=True, env={**os.environ, "MNIST_AE_EVENT": record["event"]},
-                )  # fmt: skip
+                    self._command,
+                    input=data,
+                    timeout=_TIMEOUT,
+                    check=False,
+                    capture_output=True,
+                    env={**os.environ, "MNIST_AE_EVENT": record["event"]},
+                )
                 if done.returncode:
                     self._complain(f"{self._command[0]} ended with code {done.returncode}")
             except (OSError, subprocess.SubprocessError) as e:

@@ -36,7 +36,7 @@ class Collector:
         self._state = state
 
     def collect(self) -> Iterator[Any]:
-        """See prometheus_client."""
+        """The metrics, as prometheus_client asks for them."""
         state = self._state()
         spans = GaugeMetricFamily(_PREFIX + "spans", "Spans by status", labels=["status"])
         counts: dict[str, int] = {}

@@ -101,9 +101,10 @@ class Promotion:
                 )
             if rollout["elapsed"] > _PATIENCE * max(self._config.continuous.soak_seconds, 60.0):
                 self._events.tell(
-                    "undecided", version=rollout["version"],
+                    "undecided",
+                    version=rollout["version"],
                     reason="the server did not answer; move the labels with 'mnist-ae rollout'",
-                )  # fmt: skip
+                )
                 state.rollout = {}
                 return True
             return False
@@ -180,9 +181,11 @@ class Promotion:
         from serving.client import ReconstructionClient
 
         with ReconstructionClient(
-            str(self._options.target), model=self._config.servable, version=version,
+            str(self._options.target),
+            model=self._config.servable,
+            version=version,
             timeout=_TIMEOUT,
-        ) as client:  # fmt: skip
+        ) as client:
             answers = [
                 # Not `score`: the server samples users' requests, and counts them.
                 client.call(contract.EVALUATE, {contract.EXAMPLES: part}, (contract.MSE,))
@@ -232,8 +235,9 @@ class Promotion:
         # Withdrawn first: whatever happens to the labels, nothing is trained from it.
         subprocess.run(
             [sys.executable, "-m", "pipeline.continuous.withdraw", self._config.root, str(version)],
-            check=False, capture_output=True,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+        )
         with contextlib.suppress(ServingError), self._rollout(self._options.target) as rollout:
             labels = rollout.labels
             if labels is not None and labels.canary == version != labels.stable:

@@ -69,9 +69,11 @@ class ServedImages:
         done = None
         if images and sum(map(len, images)) >= spans.MIN_IMAGES:
             done = spans.publish(
-                self._config.root, np.concatenate(images), None,
+                self._config.root,
+                np.concatenate(images),
+                None,
                 source={"kind": "served", "images": str(self._folder)},
-            )  # fmt: skip
+            )
         for path in batch.iterdir():
             (self._folder / path.name).unlink(missing_ok=True)
         shutil.rmtree(batch, ignore_errors=True)
@@ -103,9 +105,10 @@ class ServedImages:
         if ratio <= limit:
             return False
         self._events.tell(
-            "served_error", ratio=round(ratio, 3),
+            "served_error",
+            ratio=round(ratio, 3),
             reason=f"served errors are {ratio:.2f} times the golden set's (limit {limit:g})",
-        )  # fmt: skip
+        )
         return True
 
 

@@ -98,8 +98,9 @@ def _checked_images(images: np.ndarray, path: str) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind == "f":
-        if not len(images) or (np.isfinite(images).all() and images.min() >= 0 and
-                               images.max() <= 1):  # fmt: skip
+        if not len(images) or (
+            np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1
+        ):
             return np.rint(images * 255).astype(np.uint8)
         raise UserError(f"{path}: floating-point grey levels are between 0 and 1")
     if images.dtype.kind in "iu":
@@ -123,8 +124,9 @@ def _read_labels(path: str) -> np.ndarray:
 
 def _checked_labels(labels: np.ndarray, path: str) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(f"{path}: labels are whole numbers [n], not {labels.dtype} "
-                        f"{list(labels.shape)}")  # fmt: skip
+        raise UserError(
+            f"{path}: labels are whole numbers [n], not {labels.dtype} " f"{list(labels.shape)}"
+        )
     bad = np.flatnonzero((labels < 0) | (labels > idx.MAX_LABEL))
     if len(bad):
         raise UserError(

@@ -34,21 +34,35 @@ def tell(root: str, model: str | None = None) -> dict[str, Any]:
     rows = []
     for manifest in manifests:
         record = known.spans.get(manifest.key, {})
-        rows.append({
-            "span": manifest.span,
-            "version": manifest.version,
-            "time": manifest.time,
-            "images": manifest.count,
-            "labelled": manifest.labelled,
-            "source": manifest.source,
-            "status": record.get("status", state_lib.NEW),
-            **{
-                key: record.get(key)
-                for key in ("reason", "drift", "run_id", "window", "epochs", "warm_start",
-                            "training_images", "golden", "newest_span", "pushed_version",
-                            "rolled_back", "decided", "tries")
-            },
-        })  # fmt: skip
+        rows.append(
+            {
+                "span": manifest.span,
+                "version": manifest.version,
+                "time": manifest.time,
+                "images": manifest.count,
+                "labelled": manifest.labelled,
+                "source": manifest.source,
+                "status": record.get("status", state_lib.NEW),
+                **{
+                    key: record.get(key)
+                    for key in (
+                        "reason",
+                        "drift",
+                        "run_id",
+                        "window",
+                        "epochs",
+                        "warm_start",
+                        "training_images",
+                        "golden",
+                        "newest_span",
+                        "pushed_version",
+                        "rolled_back",
+                        "decided",
+                        "tries",
+                    )
+                },
+            }
+        )
     return {
         "root": root,
         "gaps": spans.missing(manifests),
@@ -106,8 +120,18 @@ def show(story: dict[str, Any]) -> None:
     from pipeline.console import make_console
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("span", "when", "images", "labels", "drift", "golden MSE", "span MSE",
-                    "verdict", "version", "why"):  # fmt: skip
+    for heading in (
+        "span",
+        "when",
+        "images",
+        "labels",
+        "drift",
+        "golden MSE",
+        "span MSE",
+        "verdict",
+        "version",
+        "why",
+    ):
         right = heading in ("images", "drift", "golden MSE", "span MSE")
         table.add_column(heading, justify="right" if right else "left")
     for row in story["spans"]:
@@ -148,25 +172,47 @@ def write_page(story: dict[str, Any], path: str) -> None:
       UserError: It cannot be written.
     """
     curves = (
-        ("Loss on the golden set (MSE): of the candidate, and of what was serving before",
-         [("candidate", [(r["golden"] or {}).get("after") for r in story["spans"]]),
-          ("serving before", [(r["golden"] or {}).get("before") for r in story["spans"]])]),
-        ("Loss on the newest span (MSE)",
-         [("candidate", [(r["newest_span"] or {}).get("after") for r in story["spans"]]),
-          ("serving before", [(r["newest_span"] or {}).get("before") for r in story["spans"]])]),
-        ("Drift: the largest Jensen-Shannon distance",
-         [("distance", [(r["drift"] or {}).get("distance") for r in story["spans"]])]),
-    )  # fmt: skip
+        (
+            "Loss on the golden set (MSE): of the candidate, and of what was serving before",
+            [
+                ("candidate", [(r["golden"] or {}).get("after") for r in story["spans"]]),
+                ("serving before", [(r["golden"] or {}).get("before") for r in story["spans"]]),
+            ],
+        ),
+        (
+            "Loss on the newest span (MSE)",
+            [
+                ("candidate", [(r["newest_span"] or {}).get("after") for r in story["spans"]]),
+                (
+                    "serving before",
+                    [(r["newest_span"] or {}).get("before") for r in story["spans"]],
+                ),
+            ],
+        ),
+        (
+            "Drift: the largest Jensen-Shannon distance",
+            [("distance", [(r["drift"] or {}).get("distance") for r in story["spans"]])],
+        ),
+    )
     names = [f"{row['span']}.{row['version']}" for row in story["spans"]]
     body = "".join(_chart(title, series, names) for title, series in curves)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in (
-            name, row["time"][:16].replace("T", " "), f"{row['images']:,}",
-            "rolled back" if row["rolled_back"] else row["status"], row["pushed_version"] or "",
-            _change(row["golden"]), row["rolled_back"] or row["reason"] or "",
-        )) + "</tr>"
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(str(cell))}</td>"
+            for cell in (
+                name,
+                row["time"][:16].replace("T", " "),
+                f"{row['images']:,}",
+                "rolled back" if row["rolled_back"] else row["status"],
+                row["pushed_version"] or "",
+                _change(row["golden"]),
+                row["rolled_back"] or row["reason"] or "",
+            )
+        )
+        + "</tr>"
         for name, row in zip(names, story["spans"])
-    )  # fmt: skip
+    )
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Spans</title>
 <style>
@@ -231,5 +277,6 @@ def _chart(title: str, series: list[tuple[str, list[float | None]]], names: list
     return (
         f"<h2>{html.escape(title)}</h2>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
-        + "".join(parts) + "</svg>"
-    )  # fmt: skip
+        + "".join(parts)
+        + "</svg>"
+    )

@@ -236,10 +236,13 @@ class Watcher:
             if manifest.key not in state.spans:
                 state.spans[manifest.key] = {"status": state_lib.NEW}
                 self._events.tell(
-                    "arrived", span=manifest.key, images=manifest.count,
-                    labelled=manifest.labelled, digest=manifest.digest[:12],
+                    "arrived",
+                    span=manifest.key,
+                    images=manifest.count,
+                    labelled=manifest.labelled,
+                    digest=manifest.digest[:12],
                     source=manifest.source.get("kind"),
-                )  # fmt: skip
+                )
         newest = {m.span: m.version for m in spans.newest_versions(manifests)}
         for manifest in manifests:
             record = state.spans[manifest.key]
@@ -271,8 +274,13 @@ class Watcher:
 
     def _due(self, manifests: list[spans.Manifest]) -> list[spans.Manifest]:
         """The next spans to look at together: as many as a window holds."""
-        used = sorted({int(k.split(".")[0]) for k, r in self.state.spans.items()
-                       if r.get("status") in _USED and not r.get("harmful")})  # fmt: skip
+        used = sorted(
+            {
+                int(k.split(".")[0])
+                for k, r in self.state.spans.items()
+                if r.get("status") in _USED and not r.get("harmful")
+            }
+        )
         due = []
         for manifest in spans.newest_versions(manifests):
             record = self.state.spans[manifest.key]
@@ -322,9 +330,11 @@ class Watcher:
         done = self._samples.step(self.state)
         if done is not None and not done.duplicate:
             self._events.tell(
-                "sampled", span=done.manifest.key, images=done.manifest.count,
+                "sampled",
+                span=done.manifest.key,
+                images=done.manifest.count,
                 reason="requests that were served",
-            )  # fmt: skip
+            )
 
     # Runs.
 
@@ -400,8 +410,9 @@ class Watcher:
             return False
         if not result["done"]:
             # A span that waited for the run of its batch was not trained on yet.
-            waiting = {k for k, o in result["outcomes"].items()
-                       if o.get("status") == state_lib.COALESCED}  # fmt: skip
+            waiting = {
+                k for k, o in result["outcomes"].items() if o.get("status") == state_lib.COALESCED
+            }
             result["outcomes"] = {k: o for k, o in result["outcomes"].items() if k not in waiting}
         for key, outcome in result["outcomes"].items():
             self.state.spans.setdefault(key, {}).pop("started", None)
@@ -442,9 +453,11 @@ class Watcher:
                 record.pop("started", None)
                 _forget_pause(record)
                 self._events.tell(
-                    "set_aside", span=key, tries=tries,
+                    "set_aside",
+                    span=key,
+                    tries=tries,
                     reason=f"{reason}; 'mnist-ae spans accept' tries again",
-                )  # fmt: skip
+                )
             else:
                 pause = own.retry_seconds * 2 ** (tries - 1)
                 record.update(status=state_lib.RETRY, next_try=time.time() + pause, pause=pause)

@@ -53,9 +53,13 @@ class Installed:
             "graph.items()}; print(json.dumps([code_digest.__file__, done]))"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=self.folder, input=json.dumps(graph),
-            stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", script],
+            cwd=self.folder,
+            input=json.dumps(graph),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
         place, found = json.loads(done.stdout)
         assert place.startswith(str(self.folder))
         return found
@@ -143,9 +147,12 @@ def test_imports_in_functions_and_modules_in_strings_are_found(installed):
         "print(*code_digest.files(['components.lazy', 'os.path', 'pipeline.nothing']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=installed.folder, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", script],
+        cwd=installed.folder,
+        stdout=subprocess.PIPE,
+        text=True,
         check=True,
-    )  # fmt: skip
+    )
     found = set(done.stdout.split())
     assert {"components.lazy", "serving.contract", "trainer.strategy", "trainer.data"} <= found
     assert found.isdisjoint({"serving.wire", "serving.images", "serving.rollout"})
@@ -166,9 +173,13 @@ def test_it_costs_well_under_half_a_second(graphs):
         "[code_digest.digest(r) for r in graph.values()]; print(time.process_time() - started)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT, input=json.dumps(graphs["continuous"]),
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        cwd=PROJECT,
+        input=json.dumps(graphs["continuous"]),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     assert float(done.stdout) < 0.5
 
 

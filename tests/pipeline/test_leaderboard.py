@@ -14,11 +14,21 @@ from tests import browser
 
 def record(run_id, servable, **figures):
     return RunRecord(
-        run_id=run_id, started=datetime.datetime(2026, 1, 1), state="complete", components=[],
-        properties={"servable": servable, "model": servable, "dataset": "mnist", "blessed": 1,
-                    **figures},
-        report_uri=None, pushed_version=None, pushed_path=None,
-    )  # fmt: skip
+        run_id=run_id,
+        started=datetime.datetime(2026, 1, 1),
+        state="complete",
+        components=[],
+        properties={
+            "servable": servable,
+            "model": servable,
+            "dataset": "mnist",
+            "blessed": 1,
+            **figures,
+        },
+        report_uri=None,
+        pushed_version=None,
+        pushed_path=None,
+    )
 
 
 RECORDS = [
@@ -50,8 +60,10 @@ def test_a_run_is_found_by_its_name_its_beginning_or_its_model():
     with pytest.raises(UserError, match="'nothing'.*simple"):
         runs.choose(RECORDS, "nothing")
     assert [r.run_id for r in runs.last_of_each(RECORDS)] == [
-        "20260103-1", "20260102-1", "20260104-1",
-    ]  # fmt: skip
+        "20260103-1",
+        "20260102-1",
+        "20260104-1",
+    ]
 
 
 def test_compare_prints_what_the_run_found(trained_run, cli):
@@ -99,9 +111,16 @@ def test_several_models_are_checked_before_any_runs(cli, tmp_path):
     done = cli("run", "--model", "simple,nothing", "--dataset", "mnist-5k", "--root", str(root))
     assert done.returncode == 2 and "'nothing'" in done.stderr
     done = cli(
-        "run", "--model", "simple,deep", "--set", "pusher.name=one", "--dataset", "mnist-5k",
-        "--root", str(root),
-    )  # fmt: skip
+        "run",
+        "--model",
+        "simple,deep",
+        "--set",
+        "pusher.name=one",
+        "--dataset",
+        "mnist-5k",
+        "--root",
+        str(root),
+    )
     assert done.returncode == 2 and "pusher.name" in done.stderr
     assert not root.exists()
 
@@ -110,9 +129,19 @@ def test_several_models_are_checked_before_any_runs(cli, tmp_path):
 def test_several_models_share_their_data(trained_run, cli):
     root = str(trained_run.root)
     done = cli(
-        "run", "--model", "deep,sparse", "--dataset", "mnist-5k", "--root", root, "--json",
-        "--set", "trainer.epochs=3", "--set", "evaluator.max_mse=0.2",
-    )  # fmt: skip
+        "run",
+        "--model",
+        "deep,sparse",
+        "--dataset",
+        "mnist-5k",
+        "--root",
+        root,
+        "--json",
+        "--set",
+        "trainer.epochs=3",
+        "--set",
+        "evaluator.max_mse=0.2",
+    )
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [result["model"] for result in results] == ["deep", "sparse"]
@@ -130,9 +159,19 @@ def test_several_models_share_their_data(trained_run, cli):
 @pytest.mark.e2e
 def test_one_model_that_fails_does_not_stop_the_others(trained_run, cli):
     done = cli(
-        "run", "--model", "deep,simple", "--dataset", "mnist-5k", "--root", str(trained_run.root),
-        "--json", "--set", "trainer.learning_rate=1e30", "--set", "trainer.epochs=2",
-    )  # fmt: skip
+        "run",
+        "--model",
+        "deep,simple",
+        "--dataset",
+        "mnist-5k",
+        "--root",
+        str(trained_run.root),
+        "--json",
+        "--set",
+        "trainer.learning_rate=1e30",
+        "--set",
+        "trainer.epochs=2",
+    )
     assert done.returncode == 1
     assert "deep: Trainer failed" in done.stderr and "simple: Trainer failed" in done.stderr
     assert "Traceback" not in done.stderr

@@ -27,9 +27,11 @@ def test_notifications_reach_a_command_and_a_webhook_and_delay_nobody(tmp_path):
         "os.environ['MNIST_AE_EVENT'] + sys.stdin.read())"
     )
     told = events.Events(
-        tmp_path, lambda record: None, command=f"{sys.executable} {script}",
+        tmp_path,
+        lambda record: None,
+        command=f"{sys.executable} {script}",
         url=f"http://127.0.0.1:{server.server_port}/",
-    )  # fmt: skip
+    )
     told.tell("wake")
     told.tell("pushed", span="1.1", reason="better")
     told.close()
@@ -53,6 +55,12 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
 
 
 def test_an_event_is_a_line_for_people():
-    record = {"time": "2026-11-21T10:00:00.000+00:00", "event": "retry", "span": "1.1",
-              "tries": 2, "run_id": None, "reason": "it went wrong"}  # fmt: skip
+    record = {
+        "time": "2026-11-21T10:00:00.000+00:00",
+        "event": "retry",
+        "span": "1.1",
+        "tries": 2,
+        "run_id": None,
+        "reason": "it went wrong",
+    }
     assert events.as_text(record) == "2026-11-21 10:00:00 retry span 1.1 tries=2: it went wrong"

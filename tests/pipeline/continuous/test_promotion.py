@@ -49,10 +49,13 @@ class Soak:
 
     def __init__(self, root, target):
         self.told, self.state = [], state.State()
-        conf = config.parse({
-            "root": str(root), "model": "simple",
-            "continuous": {"soak_seconds": 0.4, "soak_checks": 2},
-        })  # fmt: skip
+        conf = config.parse(
+            {
+                "root": str(root),
+                "model": "simple",
+                "continuous": {"soak_seconds": 0.4, "soak_checks": 2},
+            }
+        )
         options = watcher.Options(None, [], auto_promote=True, target=target, interval=0.1)
         events = watcher.make_events(conf, self.told.append)
         self._promotion = promotion.Promotion(conf, options, events)
@@ -73,8 +76,9 @@ def test_good_versions_are_promoted_and_bad_ones_rolled_back(root, trained_run, 
     assert (labels(root).stable, labels(root).canary) == (1, 1)
     path = locate.config_path(root)
     models = models_of(ConfigFile(path).read())
-    options = ServerOptions(models, port=0, rest_port=None, poll_interval=0.05,
-                            config_file=str(path))  # fmt: skip
+    options = ServerOptions(
+        models, port=0, rest_port=None, poll_interval=0.05, config_file=str(path)
+    )
     failures, answers, ending = [], [], threading.Event()
     with EmbeddedServer(options) as server:
 

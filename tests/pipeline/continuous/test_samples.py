@@ -87,8 +87,11 @@ def exposition(total, count, model="simple"):
 
 def test_a_rising_served_error_starts_a_run_early(root, digits):
     said = []
-    known = state.State(spans={"1.1": {"status": "pushed", "decided": 1.0,
-                                       "golden": {"before": None, "after": 0.01}}})  # fmt: skip
+    known = state.State(
+        spans={
+            "1.1": {"status": "pushed", "decided": 1.0, "golden": {"before": None, "after": 0.01}}
+        }
+    )
     state.write(root, known)
     test_watcher.publish(root, digits, 0)
     leave(root, digits["train"][0][100:130], "1")
@@ -105,6 +108,7 @@ def test_a_rising_served_error_starts_a_run_early(root, digits):
         text.append(exposition(16.2, 1_400))  # .02 an image
         watch.once()
     assert [e["event"] for e in said if "served" in e["event"] or "sampled" in e["event"]] == [
-        "served_error", "sampled",
-    ]  # fmt: skip
+        "served_error",
+        "sampled",
+    ]
     assert statuses(root)["2.1"] == "pushed"

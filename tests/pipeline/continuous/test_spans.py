@@ -23,8 +23,9 @@ def ingest(capsys, tmp_path):
     """``mnist-ae ingest`` in this process: exit code, JSON or None, stderr."""
 
     def run(*arguments):
-        code = cli.main(["ingest", *map(str, arguments), "--root", str(tmp_path / "runs"),
-                         "--json"])  # fmt: skip
+        code = cli.main(
+            ["ingest", *map(str, arguments), "--root", str(tmp_path / "runs"), "--json"]
+        )
         out, err = capsys.readouterr()
         return code, json.loads(out) if out else None, err
 
@@ -120,12 +121,19 @@ def test_an_image_is_set_aside_wherever_it_comes(digits, tmp_path):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        ("truncated", "bytes short"), ("magic", "magic"), ("labels", "50 labels for 60"),
-        ("label", "label 11"), ("empty", "no images"), ("size", "30x30"), ("nan", "0 and 1"),
-        ("shape", "shape"), ("missing", "cannot be read"), ("notpng", "not a readable picture"),
+        ("truncated", "bytes short"),
+        ("magic", "magic"),
+        ("labels", "50 labels for 60"),
+        ("label", "label 11"),
+        ("empty", "no images"),
+        ("size", "30x30"),
+        ("nan", "0 and 1"),
+        ("shape", "shape"),
+        ("missing", "cannot be read"),
+        ("notpng", "not a readable picture"),
         ("few", "at least 3"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_refused_and_nothing_is_written(
     digits, tmp_path, ingest, damage, words
 ):
@@ -204,8 +212,9 @@ def test_a_killed_ingestion_leaves_nothing_that_counts(digits, tmp_path):
 
 
 def test_ten_thousand_images_in_seconds(digits, tmp_path, ingest):
-    images = np.concatenate([digits["train"][0], digits["train"][0] // 2, digits["eval"][0] // 3,
-                             digits["eval"][0]])  # fmt: skip
+    images = np.concatenate(
+        [digits["train"][0], digits["train"][0] // 2, digits["eval"][0] // 3, digits["eval"][0]]
+    )
     assert len(images) == 10_000
     idx.write_idx(str(tmp_path / "in"), images)
     started = time.monotonic()

@@ -7,10 +7,15 @@ root = test_watcher.root
 publish = test_watcher.publish
 
 PUSHED = {
-    "status": "pushed", "reason": "better", "decided": 2.0, "pushed_version": "7",
-    "golden": {"before": 0.02, "after": 0.01}, "newest_span": {"before": None, "after": 0.02},
-    "drift": {"distance": 0.125}, "run_id": "r-1",
-}  # fmt: skip
+    "status": "pushed",
+    "reason": "better",
+    "decided": 2.0,
+    "pushed_version": "7",
+    "golden": {"before": 0.02, "after": 0.01},
+    "newest_span": {"before": None, "after": 0.02},
+    "drift": {"distance": 0.125},
+    "run_id": "r-1",
+}
 
 
 def told(root, digits):

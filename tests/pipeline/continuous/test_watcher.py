@@ -74,9 +74,11 @@ def make(root, said=None, interval=60.0, **continuous):
     conf = config.parse({"root": str(root), "model": "simple", "continuous": settings})
     told = watcher.make_events(conf, (said if said is not None else []).append)
     return watcher.Watcher(
-        conf, watcher.Options(None, [], interval=interval), told,
+        conf,
+        watcher.Options(None, [], interval=interval),
+        told,
         runner=(sys.executable, str(root / "runner.py")),
-    )  # fmt: skip
+    )
 
 
 def plan(root, **what):
@@ -323,10 +325,23 @@ def start(root, *arguments):
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(root / "runner.py"), "watch", "--root", str(root),
-         "--model", "simple", "--json", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(root / "runner.py"),
+            "watch",
+            "--root",
+            str(root),
+            "--model",
+            "simple",
+            "--json",
+            *arguments,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(check, seconds=20):
@@ -390,8 +405,11 @@ def test_a_kill_at_any_point_loses_and_repeats_nothing_that_counts(root, digits)
     with open(root / "continuous" / "events.jsonl") as f:
         told = [json.loads(line) for line in f]
     for key in expected:
-        decisions = [e for e in told if e.get("span") == key
-                     and e["event"] in ("pushed", "quarantined", "refused")]  # fmt: skip
+        decisions = [
+            e
+            for e in told
+            if e.get("span") == key and e["event"] in ("pushed", "quarantined", "refused")
+        ]
         assert 1 <= len(decisions) <= 2
 
 
