@@ -99,12 +99,13 @@ def fill_tensor(proto: Any, array: Array, *, typed: bool = False) -> None:
     Raises:
       TensorError: The type has no wire form here.
     """
-    number = type_number(array.dtype)
+    number = _NUMBERS.get(array.dtype) or type_number(array.dtype)
     dtype, values = _TYPES[number]
     proto.dtype = number
-    proto.tensor_shape.SetInParent()
+    shape = proto.tensor_shape
+    shape.SetInParent()
     for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
+        shape.dim.add().size = size
     if number == DT_STRING:
         proto.string_val.extend(
             item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel()
@@ -114,7 +115,7 @@ def fill_tensor(proto: Any, array: Array, *, typed: bool = False) -> None:
         bits = flat.view("<u2") if dtype == np.float16 else flat
         getattr(proto, values).extend(bits.tolist())
     else:
-        proto.tensor_content = np.ascontiguousarray(array, dtype).tobytes()
+        proto.tensor_content = array.astype(dtype, copy=False).tobytes()
 
 
 def predict_request(
