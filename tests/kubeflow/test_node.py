@@ -151,16 +151,24 @@ sys.exit(node.main(sys.argv[1:]))
 """
 
 
-def test_a_node_that_is_cancelled_inside_beam_says_so_everywhere(driver, place):
+def scripted(driver, folder, script: str, task: str) -> tuple[list[str], list[str]]:
+    """A node's command, and the same around a script; in a store where nothing is cached."""
+    command = driver.command(task, {}, RUN)
+    command += [f"--metadata-url=sqlite://{folder}/metadata.sqlite"]
+    command += [f"--pipeline-root={folder}/pipeline"]
+    return command, [sys.executable, "-c", script, *command[command.index("kubeflow.node") + 1 :]]
+
+
+def test_a_node_that_is_cancelled_inside_beam_says_so_everywhere(driver, tmp_path):
     """Beam makes errors of its own, or mere text, of what a signal handler raised."""
-    command = driver.command("mnist-example-gen", {}, "stopped-in-beam")
-    script = [sys.executable, "-c", STOPPED_IN_BEAM, *command[command.index("kubeflow.node") + 1 :]]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    command, stopped = scripted(driver, tmp_path, STOPPED_IN_BEAM, "mnist-example-gen")
+    done = subprocess.run(stopped, capture_output=True, text=True, check=False)
     assert done.returncode == 143, done.stderr[-2_000:]
     assert done.stderr.splitlines()[-1] == "MnistExampleGen: error: cancelled (SIGTERM)"
-    assert states_of(place, "MnistExampleGen", "stopped-in-beam") == [STATES.CANCELED]
+    assert states_of(tmp_path, "MnistExampleGen") == [STATES.CANCELED]
     # KFP may try it again: cancelled is not done.
-    assert execute(driver, "mnist-example-gen", run_id="stopped-in-beam").returncode == 0
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert states_of(tmp_path, "MnistExampleGen")[-1] == STATES.COMPLETE
 
 
 # A node whose first launch meets another one's transaction.
@@ -179,14 +187,13 @@ sys.exit(node.main(sys.argv[1:]))
 """
 
 
-def test_contended_metadata_is_tried_again(driver, place):
+def test_contended_metadata_is_tried_again(driver, tmp_path):
     """The runner's error comes from the store's: its class counts, not the outermost one."""
-    command = driver.command("import-schema-gen", {}, "contended")
-    script = [sys.executable, "-c", CONTENDED, *command[command.index("kubeflow.node") + 1 :]]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    _, contended = scripted(driver, tmp_path, CONTENDED, "import-schema-gen")
+    done = subprocess.run(contended, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     assert "trying again" in done.stderr
-    assert states_of(place, "ImportSchemaGen", "contended") == [STATES.COMPLETE]
+    assert states_of(tmp_path, "ImportSchemaGen") == [STATES.COMPLETE]
 
 
 def test_a_node_that_is_told_to_stop_when_its_work_is_done_is_done(driver, place):
