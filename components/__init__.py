@@ -1,1 +1,1 @@
-"""What TFX does not have: MNIST ingestion, the validation gate, references, push."""
+"""What TFX does not have, one module or folder a component, and what several of them share."""

@@ -103,8 +103,8 @@ def eval_config(
         relative to the baseline's.
       use_baseline: Whether there may be a baseline; without a blessed one the
         comparison is left out.
-      by_label: Whether to slice by digit.
-      max_digit_increase: As ``max_increase``, for every digit; None sets no
+      by_label: Slice by digit, too.
+      max_digit_increase: The same as ``max_increase``, for every digit; None sets no
         limit on digits.
     """
     mse_threshold = config_pb2.MetricThreshold(

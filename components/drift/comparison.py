@@ -51,7 +51,7 @@ class Limits:
     skip_distance: float
 
     def to_json(self) -> str:
-        """As JSON."""
+        """The limits as JSON, in one order."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
 

@@ -215,17 +215,12 @@ def _skip(f: BinaryIO, size: int, path: str) -> None:
         size -= step
 
 
-def check_split(
-    files: SplitFiles,
-    opener: Opener = open_local,
-    progress: Callable[[int], None] = lambda images: None,
-) -> SplitInfo:
+def check_split(files: SplitFiles, opener: Opener = open_local) -> SplitInfo:
     """Reads a split to its end and checks all there is to check.
 
     Args:
       files: Where it is.
       opener: Opens a path for binary reading.
-      progress: Called with the number of images read so far.
 
     Returns:
       Count, digest and label counts.
@@ -238,11 +233,8 @@ def check_split(
     if count == 0:
         raise DataError(f"{files.images}: holds no images")
     digest.update(struct.pack(">IIII", _IMAGES_MAGIC, count, SIDE, SIDE))
-    seen = 0
     for images in read_images(files.images, opener=opener):
         digest.update(images.data)
-        seen += len(images)
-        progress(seen)
     counts = np.zeros(MAX_LABEL + 1, np.int64)
     if files.labels is not None:
         with _open(files.labels, opener) as f:

@@ -61,7 +61,7 @@ class Material:
     """What the sections are made of.
 
     Attributes:
-      summary: As ``summary.json`` has it; every figure shown is one of its.
+      summary: What ``summary.json`` holds; every figure shown is one of its.
       metadata: What the model says of itself.
       training: The Trainer's ``training.json``.
       model: The exported model.

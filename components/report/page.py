@@ -88,8 +88,8 @@ class Tile:
     Attributes:
       name: Name of the figure, as an HTML id.
       title: What it is.
-      shown: As people read it.
-      value: As it is in ``summary.json``.
+      shown: The figure as people read it.
+      value: The figure as ``summary.json`` has it.
       note: What to compare it with.
     """
 
@@ -167,7 +167,7 @@ def render(
 
     Args:
       sections: What it shows.
-      summary: As ``summary.json`` has it.
+      summary: What ``summary.json`` holds.
       metadata: What the model says of itself.
       card: The model card, in Markdown.
       lineage: The artifacts that it was made from.

@@ -9,7 +9,9 @@ from PIL import Image
 
 # The grey between and behind images.
 GROUND = 96
+# Pixels between images, and times that each pixel is repeated then.
 _GAP = 2
+_SCALE = 2
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
@@ -24,20 +26,19 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def sheet(images: np.ndarray, columns: int, *, scale: int = 2, gap: int = _GAP) -> bytes:
+def sheet(images: np.ndarray, columns: int) -> bytes:
     """A PNG with images side by side, row by row.
 
     Args:
       images: uint8 [n, h, w] or [n, h, w, 3].
       columns: Images a row; a last row may be shorter.
-      scale: Times that each pixel is repeated.
-      gap: Pixels between images, unscaled.
     """
     count, height, width = images.shape[:3]
     rows = -(-count // columns)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *images.shape[3:])
+    across, down = width + _GAP, height + _GAP
+    shape = (rows * down - _GAP, columns * across - _GAP, *images.shape[3:])
     canvas = np.full(shape, GROUND, np.uint8)
     for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        top, left = (i // columns) * down, (i % columns) * across
         canvas[top : top + height, left : left + width] = image
-    return to_png(Image.fromarray(canvas.repeat(scale, axis=0).repeat(scale, axis=1)))
+    return to_png(Image.fromarray(canvas.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1)))

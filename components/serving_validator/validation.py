@@ -40,6 +40,8 @@ REQUIRED = (contract.SERVING_DEFAULT, contract.RECONSTRUCT, contract.SCORE)
 _RTOL, _ATOL = 1e-4, 1e-5
 # Thresholded outputs may flip where a float sits on the edge.
 _FLIPS = 0.02
+# For the server to come up.
+_START_SECONDS = 120.0
 _LATENCY_CALLS = 50
 _LATENCY_ROUNDS = 3
 _LATENCY_PAUSE_SECONDS = 2.0
@@ -114,14 +116,7 @@ class Report:
         return not self.problems
 
 
-def validate(
-    version_path: str,
-    samples: TrialExamples,
-    *,
-    latency_budget_ms: float,
-    timeout: float = 120.0,
-    required: Sequence[str] = REQUIRED,
-) -> Report:
+def validate(version_path: str, samples: TrialExamples, *, latency_budget_ms: float) -> Report:
     """Tries a candidate.
 
     Args:
@@ -129,8 +124,6 @@ def validate(
         warm-up requests, so that they are tried too.
       samples: What to call it with.
       latency_budget_ms: Milliseconds for one image over gRPC, 95th percentile.
-      timeout: Seconds for the server to come up.
-      required: Signatures that must be there.
 
     Returns:
       The report; a candidate that fails is no exception.
@@ -143,7 +136,7 @@ def validate(
     with contextlib.ExitStack() as stack:
         try:
             # The process starts up while this one loads the model its own ways.
-            candidate = stack.enter_context(_Candidate(path.parent, backend, timeout))
+            candidate = stack.enter_context(_Candidate(path.parent, backend))
             references = _References(str(path), path.parent.name, int(path.name))
             stack.callback(references.close)
             target = candidate.wait()
@@ -152,7 +145,7 @@ def validate(
         else:
             transport = GrpcTransport(Address(target, path.parent.name, timeout=60.0))
             stack.callback(transport.close)
-            _call_all(references, transport, samples, required, report)
+            _call_all(references, transport, samples, report)
             if report.passed:
                 _measure(transport, samples, latency_budget_ms, report)
     report.seconds = time.monotonic() - started
@@ -162,10 +155,9 @@ def validate(
 class _Candidate:
     """``mnist-ae serve`` on the candidate, as a process."""
 
-    def __init__(self, folder: pathlib.Path, backend: str, timeout: float) -> None:
+    def __init__(self, folder: pathlib.Path, backend: str) -> None:
         self._folder = folder
         self._backend = backend
-        self._timeout = timeout
         self._ports = _free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -201,7 +193,7 @@ class _Candidate:
         assert self._process is not None
         target = f"127.0.0.1:{self._ports[0]}"
         transport = GrpcTransport(Address(target, self._folder.name, timeout=2.0, retries=0))
-        end = time.monotonic() + self._timeout
+        end = time.monotonic() + _START_SECONDS
         with contextlib.closing(transport):
             while time.monotonic() < end:
                 if self._process.poll() is not None:
@@ -210,7 +202,7 @@ class _Candidate:
                     if any(item.state == "AVAILABLE" for item in transport.status()):
                         return target
                 time.sleep(0.1)
-        raise ServerStartError(f"not available within {self._timeout:g} s: {self._last_words()}")
+        raise ServerStartError(f"not available within {_START_SECONDS:g} s: {self._last_words()}")
 
     def _last_words(self) -> str:
         self._log.seek(0)
@@ -268,10 +260,9 @@ def _call_all(
     references: _References,
     transport: GrpcTransport,
     samples: TrialExamples,
-    required: Sequence[str],
     report: Report,
 ) -> None:
-    missing = [key for key in required if key not in references.signatures]
+    missing = [key for key in REQUIRED if key not in references.signatures]
     if missing:
         report.problems.append(f"signatures are missing: {', '.join(missing)}")
         return
