@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -251,6 +252,9 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
         **plan.options,
     )
     _allow_many_connections()
+    # TensorFlow's many objects stay: looking through them for garbage again and
+    # again costs small requests a tenth of their time.
+    gc.freeze()
     quit_event = threading.Event()
     server = EmbeddedServer(options)
     # Until it listens there is nothing to drain: a signal just ends the process.
