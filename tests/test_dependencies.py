@@ -10,8 +10,6 @@ import sys
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 ROOMS = ("components", "kubeflow", "pipeline", "serving", "trainer")
-# Packages that a declared one brings along and is useless without.
-BROUGHT = {"kfp": ("kfp-server-api", "urllib3"), "pydantic": ("typing-extensions",)}
 
 
 def declared() -> set[str]:
@@ -21,7 +19,7 @@ def declared() -> set[str]:
         requirement, _, marker = line.partition(";")
         name = re.match(r"[\w.-]+", requirement)[0].lower()
         if not marker or "kubeflow" in marker:
-            found |= {name, *BROUGHT.get(name, ())}
+            found.add(name)
     return found
 
 
