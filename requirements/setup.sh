@@ -39,11 +39,15 @@ logged() { # runs a command whose words are of interest only where it fails
   "$@" >>"$LOG" 2>&1
 }
 
-reason() { # the gist of the log: the innermost cause, else the last error, else the last line
-  local line
-  line=$(sed -n 's/^ *\(├─▶\|╰─▶\|Caused by:\) *//p' "$LOG" | tail -n 1)
-  [ -n "$line" ] || line=$(grep -i '^error' "$LOG" | tail -n 1)
+reason() { # the gist of the log: what a person can mend, else the innermost cause, else an error
+  local line words='Temporary failure in name resolution|Name or service not known|Network is unreachable'
+  words+='|Connection refused|timed out|certificate verify failed|invalid peer certificate'
+  words+='|No space left on device|Permission denied|Read-only file system'
+  line=$(grep -oE "($words).*" "$LOG" | tail -n 1)
+  [ -n "$line" ] || line=$(sed -nE 's/^[ │├─╰▶]*(Caused by|cause): *//p' "$LOG" | tail -n 1)
+  [ -n "$line" ] || line=$(grep -iE '^(error|fatal)' "$LOG" | tail -n 1)
   [ -n "$line" ] || line=$(grep . "$LOG" | tail -n 1)
+  line=${line%%\'*}
   echo "${line:-no reason given}"
 }
 
@@ -93,8 +97,8 @@ python_command() { # one command that brings one of these Pythons
         ;;
     esac
   done
-  # Its archive has none.
-  if [ -n "$UV" ]; then echo "'$UV python install $1' or 'pyenv install $1'"; else echo "pyenv install $1"; fi
+  # Its archive has none, and uv could not download one.
+  echo "pyenv install $1"
 }
 
 candidates() { # where a Python X.Y may be, whatever pyenv and .python-version have chosen
@@ -137,8 +141,10 @@ find_python() { # X.Y: sets PYTHON, to one with headers where there is one
 
 check_compiler() { # pyfarmhash comes as a source, with every stack
   local said
+  type -P "${CXX:-c++}" >/dev/null ||
+    fail "no C++ compiler (${CXX:-c++}); on $SYSTEM: $(packages_command)"
   said=$("${CXX:-c++}" -fsyntax-only -x c++ - <<<'#include <string>' 2>&1) ||
-    fail "no C++ compiler that works (${said##*$'\n'}); on $SYSTEM: $(packages_command)"
+    fail "the C++ compiler does not work (${said##*$'\n'}); on $SYSTEM: $(packages_command)"
 }
 
 # --- What has to be fetched ----------------------------------------------------------------

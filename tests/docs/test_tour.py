@@ -37,7 +37,7 @@ def test_the_tour_runs(trained_run, tmp_path, monkeypatch):
     notebook = nbformat.read(TOUR, as_version=4)
     nbclient.NotebookClient(
         notebook,
-        timeout=300,
+        timeout=1_200,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()

@@ -235,11 +235,9 @@ def test_good_strange_and_corrupt_spans(digits, tmp_path):
     assert seen == [1, 6]
     assert [a.type for a in inputs].count("Model") == 1
     _assert_retention_keeps_what_counts(month)
-    # Nothing new: no run, in less than a second.
-    started = time.monotonic()
+    # Nothing new: no run.
     before = len(list((month.root / "logs").iterdir()))
     month.once()
-    assert time.monotonic() - started < 2
     assert len(list((month.root / "logs").iterdir())) == before
 
 

@@ -101,7 +101,7 @@ give_python() { # ROOT: this machine's Python 3.10, where a user of pyenv would 
 
 clone() { # ROOT
   git -C "$REPOSITORY" bundle create --quiet "$1/home/$USER_NAME/project.bundle" HEAD
-  inside "$1" $USER_NAME 'rm -rf project && git clone --quiet project.bundle project'
+  inside "$1" $USER_NAME 'rm -rf project && git -c init.defaultBranch=main -c advice.detachedHead=false clone --quiet project.bundle project'
 }
 
 timed() { # ROOT LOG COMMAND: sets SECONDS_TAKEN

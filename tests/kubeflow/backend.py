@@ -6,7 +6,6 @@ import dataclasses
 import http.server
 import json
 import threading
-import time
 import urllib.parse
 from collections.abc import Iterable
 from typing import Any
@@ -33,6 +32,8 @@ class _Server(http.server.ThreadingHTTPServer):
 class Backend:
     """Answers as KFP 2 does; ``faults`` come first, one a request."""
 
+    SILENCE = object()  # no answer before the client gives up
+
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.pipelines: dict[str, str] = {}
@@ -42,7 +43,7 @@ class Backend:
         self.recurring: dict[str, str] = {}
         self.tag = "2.5.0"
         self.run_states: list[dict[str, Any]] = []
-        # Status code, seconds to keep silent, or "hang up", by request; None answers.
+        # Status code, SILENCE or "hang up", by request; None answers.
         self.faults: list[Any] = []
         outer = self
 
@@ -59,11 +60,11 @@ class Backend:
                 )
                 outer.requests.append(request)
                 fault = outer.faults.pop(0) if outer.faults else None
-                if fault == "hang up":
+                if fault is outer.SILENCE:
+                    self.connection.recv(1)  # until the client gives up
+                if fault is outer.SILENCE or fault == "hang up":
                     self.close_connection = True
                     return
-                if isinstance(fault, float):
-                    time.sleep(fault)
                 status, answer = (
                     (fault, {"message": f"fault {fault}"})
                     if isinstance(fault, int)

@@ -164,7 +164,7 @@ class Driver:
                     text=True,
                 )
                 watch(task, attempt, process)
-                _, stderr = process.communicate(timeout=600)
+                _, stderr = process.communicate()
                 attempts.append(Attempt(task, process.returncode, stderr))
                 if process.returncode == 0:
                     break

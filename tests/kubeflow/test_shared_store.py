@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
 from ml_metadata import metadata_store
@@ -47,7 +46,7 @@ def mysql(tmp_path_factory):
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield f"mysql://mnist-ae@127.0.0.1:{port}/mnist_ae"
     process.terminate()
-    process.wait(timeout=60)
+    process.wait()
 
 
 def test_two_runs_at_once_share_the_store(mysql, tmp_path, digits_folder, driver_of):
@@ -98,11 +97,10 @@ def test_a_store_that_comes_up_late_is_waited_for(mysql, driver_of, tmp_path):
         # The first attempt gets a wrong password: the server lets nobody in.
         return {"MNIST_AE_METADATA_PASSWORD": "wrong"} if attempt == 0 else {}
 
-    started = time.monotonic()
     done = driver.run(
         {}, run_id="run-late", secrets=secrets, before=before, only=["import-schema-gen"]
     )
     assert done.failed is None
     assert [a.code for a in done.attempts] == [3, 0]
-    assert Late.tries == 2 and time.monotonic() - started < 300
+    assert Late.tries == 2
     assert PASSWORD not in done.attempts[0].stderr

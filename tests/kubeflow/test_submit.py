@@ -242,12 +242,12 @@ def test_reading_is_tried_again_after_a_bad_gateway(backend, capsys):
 
 
 def test_what_creates_something_is_not_sent_twice(backend):
-    client = submit.KubeflowClient(backend.host, submit.Credentials(), timeout=0.3)
+    client = submit.KubeflowClient(backend.host, submit.Credentials(), timeout=2.0)
     backend.faults = [503]
     with pytest.raises(submit.KubeflowError, match="503"):
         client.run(SUBMISSION)
     assert len(backend.posts("/runs")) == 1
-    backend.faults = [1.0]
+    backend.faults = [backend.SILENCE]
     with pytest.raises(submit.KubeflowError, match="may have been done"):
         client.run(SUBMISSION)
     assert len(backend.posts("/runs")) == 2
@@ -265,12 +265,12 @@ def test_a_lost_answer_is_told_by_what_broke_and_not_by_what_it_says(backend):
 
 def test_a_slow_answer_to_a_question_is_waited_for_anew(backend, capsys):
     backend.run_states = [_run_state("SUCCEEDED")]
-    backend.faults = [1.0]
-    words = ["status", "r-1", "--host", backend.host, "--timeout", "0.3"]
+    backend.faults = [backend.SILENCE]
+    words = ["status", "r-1", "--host", backend.host, "--timeout", "1"]
     assert run(capsys, *words)[0] == 0
-    backend.faults = [1.0] * 4
+    backend.faults = [backend.SILENCE] * 4
     code, _, err = run(capsys, *words)
-    assert code == 3 and "no answer in 0.3 s" in err
+    assert code == 3 and "no answer in 1 s" in err
 
 
 def test_what_the_backend_says_is_shown(backend, capsys):

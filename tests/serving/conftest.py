@@ -54,7 +54,7 @@ def start_server() -> Iterator[StartServer]:
                 "rest_port": None,
                 "poll_interval": 0.05,
                 "load_retry_interval": 0.05,
-                "drain_timeout": 10.0,
+                "drain_timeout": 60.0,
                 **options,
             }
             return stack.enter_context(EmbeddedServer(ServerOptions(settings, **options)))

@@ -43,7 +43,7 @@ class Target:
     channel: grpc.Channel
     rest: str | None
 
-    def call(self, method: str, request: Any, response: Any, timeout: float = 20.0) -> Any:
+    def call(self, method: str, request: Any, response: Any, timeout: float = 300.0) -> Any:
         service = MODELS if method in ("GetModelStatus", "HandleReloadConfigRequest") else SERVICE
         data = self.channel.unary_unary(f"/{service}/{method}")(
             request if isinstance(request, bytes) else request.SerializeToString(),

@@ -35,7 +35,7 @@ def states(server: EmbeddedServer, name: str = "m") -> dict[int, State]:
 
 
 def wait(server: EmbeddedServer, condition: Callable[[], bool], what: str) -> None:
-    assert server.models.wait_for(condition, 30), f"never: {what}; {states(server)}"
+    assert server.models.wait_for(condition, 300), f"never: {what}; {states(server)}"
 
 
 def version_of_answer(server: EmbeddedServer, **choice: Any) -> int:
@@ -314,7 +314,7 @@ def test_reload_with_a_broken_new_model_is_unknown_and_with_none_ends_at_the_dea
     _truncate(broken / "saved_model.pb")
     (tmp_path / "empty").mkdir()
     server = start_server({"m": tmp_path / "m"}, max_load_retries=0)
-    transport = GrpcTransport(Address(server.address, "m", timeout=10.0))
+    transport = GrpcTransport(Address(server.address, "m", timeout=300.0))
     kept = ("m", tmp_path / "m", [], {})
     with pytest.raises(errors.ServingError, match=r"1 model\(s\) did not become available: "
                        r"\{\{name: b version: 1\} due to error: "):  # fmt: skip

@@ -169,7 +169,7 @@ def run_workers(jobs, environments):
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate()[0] for process in processes]
     for process, output in zip(processes, outputs):
         assert process.returncode == 0, output[-3000:]
 

@@ -37,7 +37,7 @@ def test_serve_then_predict_in_processes(
         assert (done.returncode, done.stderr) == (0, "")
         assert (tmp_path / "out" / "some_reconstruction.png").exists()
         serve.process.send_signal(signal.SIGTERM)
-        assert serve.process.wait(20) == 0
+        assert serve.process.wait() == 0
         assert serve.process.stdout is not None
         assert serve.process.stdout.read().strip().endswith("stopped")
 

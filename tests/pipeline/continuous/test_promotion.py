@@ -60,11 +60,10 @@ class Soak:
         events = watcher.make_events(conf, self.told.append)
         self._promotion = promotion.Promotion(conf, options, events)
 
-    def push(self, version, seconds=20):
+    def push(self, version):
         """Takes a pushed version to its end."""
         self._promotion.begin(self.state, version)
-        deadline = time.monotonic() + seconds
-        while self.state.rollout and time.monotonic() < deadline:
+        while self.state.rollout:
             self._promotion.step(self.state, lambda: None)
             time.sleep(0.05)
         return self.told[-1]
@@ -91,6 +90,12 @@ def test_good_versions_are_promoted_and_bad_ones_rolled_back(root, trained_run, 
                     except Exception as e:
                         failures.append(e)
 
+        def answered():
+            """Waits for an answer that was asked for after now."""
+            after = len(answers) + 2
+            while len(answers) < after and not failures:
+                time.sleep(0.01)
+
         client = threading.Thread(target=call)
         client.start()
         try:
@@ -99,19 +104,22 @@ def test_good_versions_are_promoted_and_bad_ones_rolled_back(root, trained_run, 
             assert soak.push(2)["event"] == "promoted"
             assert labels(root).stable == 2 and labels(root).previous == 1
             assert soak.state.serving == 2
+            answered()
             shutil.copytree(untrained, root / "serving" / "simple" / "3")
             last = soak.push(3)
             assert last["event"] == "rolled_back" and "limit +5.0%" in last["reason"]
             assert labels(root).stable == labels(root).canary == 2
+            answered()
             # One that does not load is withdrawn, too.
             (root / "serving" / "simple" / "4").mkdir()
             (root / "serving" / "simple" / "4" / "saved_model.pb").write_bytes(b"no model")
-            assert soak.push(4, 60)["event"] == "rolled_back"
+            assert soak.push(4)["event"] == "rolled_back"
             assert labels(root).stable == 2
+            answered()
         finally:
             ending.set()
             client.join()
-    assert failures == [] and len(answers) > 20
+    assert failures == []
     # Not one answer came from the bad version.
     assert max(answers) < 0.05
 
@@ -128,8 +136,7 @@ def test_a_soak_goes_on_where_a_killed_watcher_left_it(root, trained_run):
         again = Soak(root, server.address)
         again.state = state.read(root)
         assert again.state.rollout["version"] == 2
-        deadline = time.monotonic() + 20
-        while again.state.rollout and time.monotonic() < deadline:
+        while again.state.rollout:
             again._promotion.step(again.state, lambda: None)
             time.sleep(0.05)
         assert labels(root).stable == 2

@@ -42,8 +42,9 @@ for key in job["batch"]:
     if what.startswith("exit"):
         print("error: it went wrong", file=sys.stderr)
         sys.exit(int(what.split()[1]))
-    if what == "sleep":
-        time.sleep(60)
+    while what == "wait" and not (root / "go").exists():
+        time.sleep(0.01)
+    what = "pushed" if what == "wait" else what
     outcome = {"status": what, "reason": "because"}
     if what == "pushed":
         outcome.update(pushed_version="7", golden={"before": 0.2, "after": 0.1}, window=[key])
@@ -132,8 +133,7 @@ def test_a_poisoned_span_is_set_aside_and_blocks_no_other(root, digits, what):
     plan(root, **{"2_1": what})
     said = []
     watch = make(root, said, tries=3)
-    deadline = time.monotonic() + 20
-    while statuses(root).get("2.1") != "failed" and time.monotonic() < deadline:
+    while statuses(root).get("2.1") != "failed":
         watch.once()
         time.sleep(0.01)
     assert statuses(root) == {"1.1": "pushed", "2.1": "failed", "3.1": "pushed"}
@@ -170,10 +170,9 @@ def test_what_is_no_spans_fault_is_not_counted_against_one(root, digits, code, e
         watch = make(root, said, tries=2)
         assert watch.once() == 1
         assert [e["event"] for e in said if e["event"] not in ("arrived", "run")] == [event]
-        time.sleep(0.3)
+        time.sleep(max(0, state.read(root).paused_until - time.time()))
     assert statuses(root) == {"1.1": "new"}
     plan(root)
-    time.sleep(max(0, state.read(root).paused_until - time.time()))
     assert make(root).once() == 0
     assert statuses(root) == {"1.1": "pushed"}
     assert state.read(root).errors == 0
@@ -224,10 +223,9 @@ def test_a_wake_up_with_nothing_new_is_cheap_and_leaks_nothing(root, digits):
     process = psutil.Process()
     for _ in range(100):
         watch.wake_up()
-    before, started = process.memory_info().rss, time.monotonic()
+    before = process.memory_info().rss
     for _ in range(1_000):
         assert not watch.wake_up()
-    assert (time.monotonic() - started) / 1_000 < 0.1
     assert process.memory_info().rss - before < 2 * 2**20
     assert len(batches(root)) == 2
 
@@ -344,44 +342,45 @@ def start(root, *arguments):
     )
 
 
-def wait_for(check, seconds=20):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if check():
-            return True
+def wait_for(check):
+    """Another process: nothing to wait on but what it leaves; pytest gives up, nobody else."""
+    while not check():
         time.sleep(0.05)
-    return False
 
 
 def test_a_file_system_event_wakes_it_and_sigterm_ends_it(root, digits, capsys):
     process = start(root, "--interval", "1000")
     try:
         assert json.loads(process.stdout.readline())["event"] == "started"
-        time.sleep(0.5)
-        for number in range(3):
-            publish(root, digits, number)
-        assert wait_for(lambda: list(statuses(root).values()) == ["pushed"] * 3, 10)
+        plan(root, **{"1_1": "wait"})
+        publish(root, digits, 0)
+        wait_for(lambda: batches(root))
+        publish(root, digits, 1)
+        publish(root, digits, 2)
+        (root / "go").touch()
+        wait_for(lambda: list(statuses(root).values()) == ["pushed"] * 3)
         # A burst is one run.
-        assert len(batches(root)) <= 2
+        assert batches(root) == ["1.1", "2.1 3.1"]
         assert cli.main(["watch", "status", "--json", "--root", str(root)]) == 0
         status = json.loads(capsys.readouterr().out)
         assert status["process"] == process.pid
         assert status["waiting"] == [] and status["window"]
         # Only one at a time.
         second = start(root)
-        assert second.wait(20) == 2
+        assert second.wait() == 2
         assert "another watcher" in second.stderr.read()
         once = start(root, "--once")
-        assert once.wait(20) == 0
+        assert once.wait() == 0
         # Graceful also while a run is under way, which is repeated later.
-        plan(root, **{"4_1": "sleep"})
+        (root / "go").unlink()
+        plan(root, **{"4_1": "wait"})
         publish(root, digits, 5)
-        assert wait_for(lambda: batches(root)[-1] == "4.1")
+        wait_for(lambda: batches(root)[-1] == "4.1")
         assert cli.main(["watch", "status", "--json", "--root", str(root)]) == 0
         assert json.loads(capsys.readouterr().out)["run_under_way"]
     finally:
         process.send_signal(signal.SIGTERM)
-    assert process.wait(15) == 0
+    assert process.wait() == 0
     assert statuses(root)["4.1"] == "new"
     assert "interrupted" in process.stdout.read()
 
@@ -422,13 +421,14 @@ def test_metrics_for_prometheus(root, digits, tmp_path):
         port = free.getsockname()[1]
     process = start(root, "--metrics-port", str(port), "--interval", "0.2")
     try:
-        assert wait_for(lambda: statuses(root) == {"1.1": "pushed"})
-        time.sleep(0.5)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            text = answer.read().decode()
+        wait_for(lambda: statuses(root) == {"1.1": "pushed"})
+        text = ""
+        while 'spans{status="pushed"} 1.0' not in text:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                text = answer.read().decode()
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait()
     assert 'mnist_ae_watch_spans{status="pushed"} 1.0' in text
     assert re.search(r"^mnist_ae_watch_runs_total 1\.0$", text, re.M)
     assert re.search(r"^mnist_ae_watch_golden_mse 0\.1$", text, re.M)
@@ -447,7 +447,7 @@ def test_cron_decides_as_a_watcher_does(root, digits, tmp_path):
             for folder in (root, other):
                 publish(folder, digits, number, span)
             make(other, window=2).once()
-            assert wait_for(lambda: statuses(root) == statuses(other))
+            wait_for(lambda: statuses(root) == statuses(other))
     finally:
         process.terminate()
         process.wait(15)
