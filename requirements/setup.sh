@@ -86,7 +86,7 @@ python_command() { # one command that brings one of these Pythons
   for version in "$@"; do
     case "$FAMILY" in
       *' debian '* | *' ubuntu '*)
-        if grep -qsx "Package: python$version" /var/lib/apt/lists/*_Packages; then
+        if apt-cache show "python$version" 2>&1 | grep -qx "Package: python$version"; then
           packages_command "$version"
           return
         fi

@@ -11,12 +11,13 @@ image = np.zeros((28, 28), np.uint8)
 image[5:23, 12:16] = 255
 Image.fromarray(image).save(sys.argv[1])
 PYTHON
+touch "$work/out"
 .venv/bin/mnist-ae serve --backend embedded --port 0 --rest-port 0 >"$work/out" 2>"$work/err" &
 server=$!
 trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
 # A process of its own: nothing to wait on but what it prints.
 until grep -qx ready "$work/out"; do
-  kill -0 $server || { cat "$work/out" "$work/err" && exit 1; }
+  kill -0 $server 2>/dev/null || { cat "$work/out" "$work/err" && exit 1; }
   sleep 0.2
 done
 target=$(sed -n 's/^ *gRPC //p' "$work/out")
