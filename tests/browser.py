@@ -135,7 +135,7 @@ def open_page(url: str) -> Iterator[Page]:
             socket.close()
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait()
             asyncio.set_event_loop(None)
             loop.close()
 

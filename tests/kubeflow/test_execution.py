@@ -27,7 +27,7 @@ SETTINGS = (
     "evaluator.max_increase=0.5",
     "evaluator.max_mse=0.06",
     # Of a machine that tests share.
-    "validator.latency_budget_ms=5000",
+    "validator.latency_budget_ms=60000",
 )
 
 
@@ -155,7 +155,6 @@ def test_a_node_that_is_killed_is_retried_and_the_run_goes_on(tmp_path, digits_f
         def kill() -> None:
             while process.poll() is None:
                 if history.node_executions(volume.store, "run-killed", "Trainer"):
-                    time.sleep(0.3)
                     killed.append(process.poll())
                     process.kill()
                     return

@@ -58,7 +58,7 @@ def test_two_runs_at_once_share_the_store(mysql, tmp_path, digits_folder, driver
         "trainer.batch_size=64",
         "evaluator.max_increase=0.5",
         "evaluator.max_mse=0.06",
-        "validator.latency_budget_ms=5000",
+        "validator.latency_budget_ms=60000",
     )
     secrets = {"mnist-ae-metadata/password": PASSWORD}
     assert PASSWORD not in (tmp_path / "pipeline.yaml").read_text()

@@ -332,7 +332,7 @@ def test_reload_refusals(target: Target, text: str, code: str, message: str) -> 
 def rest(target: Target, method: str, path: str, body: Any = None, **headers: str) -> Any:
     if target.rest is None:
         pytest.skip("no SERVING_REST_TARGET")
-    connection = http.client.HTTPConnection(target.rest, timeout=20)
+    connection = http.client.HTTPConnection(target.rest, timeout=300)
     if body is not None and not isinstance(body, bytes):
         body = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     connection.request(method, path, body, headers)

@@ -31,7 +31,7 @@ def server(built: pathlib.Path) -> Iterator[EmbeddedServer]:
         name: ModelSettings(name, str(built / name)) for name in ("autoencoder", "conformance")
     }
     options = ServerOptions(
-        models, port=0, rest_port=0, max_message_bytes=8 * MIB, io_timeout=2.0, max_connections=1500
+        models, port=0, rest_port=0, max_message_bytes=8 * MIB, io_timeout=5.0, max_connections=1500
     )
     with EmbeddedServer(options) as running:
         yield running
@@ -57,7 +57,7 @@ def still_serves_and_logs_little(
         assert "\n" not in record.getMessage(), record.getMessage()
 
 
-def raw(port: int | None, data: bytes, timeout: float = 5.0) -> bytes:
+def raw(port: int | None, data: bytes, timeout: float = 300.0) -> bytes:
     """Sends bytes and reads until the server closes."""
     assert port is not None
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
@@ -72,7 +72,7 @@ def raw(port: int | None, data: bytes, timeout: float = 5.0) -> bytes:
 
 def post(server: EmbeddedServer, body: bytes, **headers: str) -> tuple[int, str]:
     assert server.rest_address is not None
-    connection = http.client.HTTPConnection(server.rest_address, timeout=20)
+    connection = http.client.HTTPConnection(server.rest_address, timeout=300)
     with contextlib.closing(connection):
         connection.request("POST", "/v1/models/autoencoder:predict", body, headers)
         response = connection.getresponse()
@@ -132,7 +132,7 @@ def test_a_hundred_megabytes(server: EmbeddedServer) -> None:
             predict(bytes(100 * MIB), timeout=300)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert server.rest_address is not None
-    connection = http.client.HTTPConnection(server.rest_address, timeout=20)
+    connection = http.client.HTTPConnection(server.rest_address, timeout=300)
     with contextlib.closing(connection), contextlib.suppress(ConnectionError):
         connection.request("POST", "/v1/models/autoencoder:predict", bytes(100 * MIB))
         assert connection.getresponse().status in (400, 413)
@@ -228,7 +228,7 @@ def test_a_value_that_is_no_grey_level_is_refused(server: EmbeddedServer, value:
 @pytest.mark.parametrize("version", ["-1", "+1", "1e3", "99999999999999999999", "9" * 5000, "%00"])
 def test_odd_versions(server: EmbeddedServer, version: str) -> None:
     assert server.rest_address is not None
-    connection = http.client.HTTPConnection(server.rest_address, timeout=20)
+    connection = http.client.HTTPConnection(server.rest_address, timeout=300)
     with contextlib.closing(connection):
         connection.request("GET", f"/v1/models/autoencoder/versions/{version}")
         assert connection.getresponse().status in (400, 404)
@@ -260,7 +260,7 @@ def test_slow_loris_is_cut_off(server: EmbeddedServer) -> None:
         slow = []
         for index in range(50):
             assert server.rest_port is not None
-            connection = socket.create_connection(("127.0.0.1", server.rest_port), timeout=20)
+            connection = socket.create_connection(("127.0.0.1", server.rest_port), timeout=300)
             stack.enter_context(connection)
             connection.sendall(
                 b"POST /v1/models/autoencoder:predict HTTP/1.1\r\nContent-Length: 1000\r\n"
@@ -287,7 +287,7 @@ def test_a_thousand_idle_connections_on_each_port(server: EmbeddedServer) -> Non
         for port in (server.port, server.rest_port):
             for _ in range(1000):
                 assert port is not None
-                connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+                connection = socket.create_connection(("127.0.0.1", port), timeout=300)
                 stack.enter_context(connection)
         for rest in (False, True):
             target = server.rest_address if rest else server.address

@@ -438,7 +438,7 @@ def test_tls(
 
     def ask(tls: Tls | None) -> str:
         with ReconstructionClient(
-            target, model="m", rest=rest, tls=tls, retries=0, timeout=5
+            target, model="m", rest=rest, tls=tls, retries=0, timeout=300
         ) as client:
             return client.status()[0].state
 

@@ -181,7 +181,7 @@ def test_a_server_that_is_down_changes_nothing(
     rollout: Callable[..., Rollout], root: pathlib.Path
 ) -> None:
     with pytest.raises(errors.ServerUnavailableError):
-        rollout(target="127.0.0.1:1", timeout=2.0).canary(20)
+        rollout(target="127.0.0.1:1").canary(20)
     assert not locate.config_path(root).exists()
 
 

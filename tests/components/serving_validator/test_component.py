@@ -59,7 +59,7 @@ def validate(tmp_path: pathlib.Path, examples: Any) -> Validate:
             {"blessing": [blessing]},
             {
                 "model_name": "tiny",
-                "latency_budget_ms": 2000.0,
+                "latency_budget_ms": 60_000.0,
                 "num_examples": 8,
                 "split": "eval",
                 **properties,
@@ -89,7 +89,7 @@ def test_a_good_model_is_blessed_and_pushed_with_warm_up_requests(
     found = report(blessing)
     assert found["problems"] == []
     assert set(found["signatures"]) >= {"serving_default", "reconstruct", "decode", "generate"}
-    assert 0 < found["latency_ms"] < 2000
+    assert 0 < found["latency_ms"] < 60_000
 
     pushed = standard_artifacts.PushedModel()
     pushed.uri = str(tmp_path / "pushed")

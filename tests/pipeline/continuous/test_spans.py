@@ -210,14 +210,16 @@ def test_a_killed_ingestion_leaves_nothing_that_counts(digits, tmp_path):
     assert not list((root / "spans").glob(".staging-*"))
 
 
-def test_ten_thousand_images_are_one_span(digits, tmp_path, ingest):
+def test_ten_thousand_images_in_seconds(digits, tmp_path, ingest):
     images = np.concatenate(
         [digits["train"][0], digits["train"][0] // 2, digits["eval"][0] // 3, digits["eval"][0]]
     )
     assert len(images) == 10_000
     idx.write_idx(str(tmp_path / "in"), images)
+    started = time.process_time()
     code, manifest, _ = ingest(tmp_path / "in")
     assert code == 0 and manifest["count"] == 10_000
+    assert time.process_time() - started < 5  # of the processor
 
 
 def test_ingestions_at_the_same_time_get_numbers_of_their_own(digits, tmp_path):

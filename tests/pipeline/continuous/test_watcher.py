@@ -223,9 +223,10 @@ def test_a_wake_up_with_nothing_new_is_cheap_and_leaks_nothing(root, digits):
     process = psutil.Process()
     for _ in range(100):
         watch.wake_up()
-    before = process.memory_info().rss
+    before, started = process.memory_info().rss, time.process_time()
     for _ in range(1_000):
         assert not watch.wake_up()
+    assert (time.process_time() - started) / 1_000 < 0.1  # of the processor
     assert process.memory_info().rss - before < 2 * 2**20
     assert len(batches(root)) == 2
 
@@ -250,7 +251,7 @@ def test_what_the_disk_refuses_is_waited_out_and_told_once(
         monkeypatch.setattr(watcher, "open", refuse, raising=False)
     for _ in range(4):
         assert watch.once() == 1
-        assert wait_for(lambda: time.time() >= watch.state.paused_until)
+        wait_for(lambda: time.time() >= watch.state.paused_until)
     assert [e["seconds"] for e in said if e["event"] == event][:1] == [0.05]
     assert watch.state.errors == 4
     assert sum(e["event"] == event for e in said) == 1
@@ -289,9 +290,9 @@ def test_spans_that_are_numbered_by_date_cost_nothing(root, digits):
     publish(root, digits, 2, 20240103)
     said = []
     watch = make(root, said)
-    started = time.monotonic()
+    started = time.process_time()
     watch.once()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5  # of the processor: nobody counts to 20,000,000
     gaps = [e["span"] for e in said if e["event"] == "gap"]
     assert gaps == ["8-20240100", "20240102"]
     assert (root / "continuous" / "state.json").stat().st_size < 10_000
@@ -392,7 +393,9 @@ def test_a_kill_at_any_point_loses_and_repeats_nothing_that_counts(root, digits)
     plan(root, **{"3_1": "quarantined", "5_1": "refused"})
     for _ in range(8):
         process = start(root, "--interval", "0.05", "--set", "continuous.window=1")
-        time.sleep(0.3 + random.uniform(0, 0.5))
+        # At work, on a busy machine, too; how far it comes is left to chance.
+        assert json.loads(process.stdout.readline())["event"] == "started"
+        time.sleep(random.uniform(0, 0.5))
         process.kill()
         process.communicate()
         state.read(root)
@@ -450,7 +453,7 @@ def test_cron_decides_as_a_watcher_does(root, digits, tmp_path):
             wait_for(lambda: statuses(root) == statuses(other))
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait()
     ours, theirs = state.read(root), state.read(other)
     assert ours.window == theirs.window and ours.serving == theirs.serving
     assert batches(root) == batches(other)
