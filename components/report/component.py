@@ -29,7 +29,7 @@ from components.mnist_example_gen import executor as example_gen
 from components.pca_reference import PcaReferenceArtifact, read_reference
 from components.report import page
 from components.report.blocks import Figure, Strips
-from components.report.data import ExportedModel, Material
+from components.report.material import ExportedModel, Material
 from components.report.sections import build
 from components.report.summary import leaderboard_figures, versions
 from components.serving_validator import component as serving_validator

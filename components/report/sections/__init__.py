@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from components.report.blocks import Section
-from components.report.data import Material
+from components.report.material import Material
 from components.report.sections.anomalies import anomaly_detection, errors
 from components.report.sections.codes import classification, code_space, search
 from components.report.sections.generation import generation, styles

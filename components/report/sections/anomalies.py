@@ -8,9 +8,9 @@ import numpy as np
 
 from components import features
 from components.image_index import anomalies
-from components.report import figures
+from components.report import charts
 from components.report.blocks import Figure, Section, Strips, Table, number
-from components.report.data import TEN, Material
+from components.report.material import TEN, Material
 from serving import contract
 
 
@@ -25,7 +25,7 @@ def errors(material: Material) -> Section:
         caption += (
             f" Of the digits that it never saw, {np.mean(strange > threshold):.1%} are above it."
         )
-    chart = figures.error_histogram(material.errors, threshold, strange, "digits never seen")
+    chart = charts.error_histogram(material.errors, threshold, strange, "digits never seen")
     quantile = material.training.get("training", {}).get("anomaly_quantile")
     how = f" It is the {quantile:.0%} quantile of the validation errors." if quantile else ""
     return Section(

@@ -8,9 +8,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from components import features
-from components.report import figures
+from components.report import charts
 from components.report.blocks import Block, Figure, Section, Strips, Table, Words, number
-from components.report.data import TEN, Material
+from components.report.material import TEN, Material
 from serving import contract
 from serving.uses import neighbours
 
@@ -50,7 +50,7 @@ def _map(material: Material) -> list[Block]:
     if np.ptp(codes, axis=0).max() < _TINY:
         return [Words("All codes are the same: the model tells no image from another.")]
     if size == 2:
-        chart = figures.scatter(codes, labels, "first float", "second float")
+        chart = charts.scatter(codes, labels, "first float", "second float")
         return [Figure("codes", chart, f"The codes of {len(rows):,} eval images, as they are.")]
     if size > 2 and len(rows) >= 5:
         return _projections(codes, labels)
@@ -73,13 +73,13 @@ def _projections(codes: np.ndarray, labels: np.ndarray) -> list[Block]:
     return [
         Figure(
             "codes_pca",
-            figures.scatter(projected[:, :2], labels, "first component", "second component"),
+            charts.scatter(projected[:, :2], labels, "first component", "second component"),
             f"PCA of the codes of {len(codes):,} eval images: the plane of most variance, "
             f"{explained:.0%} of it.",
         ),
         Figure(
             "codes_tsne",
-            figures.scatter(embedded, labels, "", ""),
+            charts.scatter(embedded, labels, "", ""),
             "t-SNE of the same codes: neighbours stay together, distances between groups mean "
             "nothing.",
         ),

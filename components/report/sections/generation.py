@@ -7,7 +7,7 @@ from scipy import stats
 
 from components import features
 from components.report.blocks import Section, Strips
-from components.report.data import TEN, Material
+from components.report.material import TEN, Material
 from serving import contract
 
 _MANIFOLD_SIDE = 15

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from components import features
-from components.report import figures
+from components.report import charts
 from components.report.blocks import Block, Figure, Section, Strips, Table, Words, number
-from components.report.data import TEN, Material
+from components.report.material import TEN, Material
 
 
 def reconstructions(material: Material) -> Section:
@@ -132,7 +132,7 @@ def _losses_by_digit(material: Material) -> Block:
     if metrics.get("baseline_by_label"):
         series["last blessed"] = mses(metrics["baseline_by_label"])
         caption += " Bar: the last blessed model of this name."
-    return Figure("losses_by_digit", figures.by_digit(series, "mean squared error"), caption)
+    return Figure("losses_by_digit", charts.by_digit(series, "mean squared error"), caption)
 
 
 def training(material: Material) -> Section:
@@ -156,11 +156,11 @@ def training(material: Material) -> Section:
         ),
     ):
         if found := curves(key):
-            blocks.append(Figure(f"training_{key}", figures.loss_curves(found, title), caption))
+            blocks.append(Figure(f"training_{key}", charts.loss_curves(found, title), caption))
     others = {key for epoch in history for key in epoch if not key.startswith("val_")}
     for key in sorted(others - {"loss", "mse"}):
         title = key.replace("_", " ")
-        chart = figures.loss_curves(curves(key), title, log=False)
+        chart = charts.loss_curves(curves(key), title, log=False)
         blocks.append(Figure(f"training_{key}", chart, f"{title}, by epoch.", small=True))
     return Section(
         "training",

@@ -6,7 +6,7 @@ import pytest
 from components.image_index import anomalies
 from components.report import sections
 from components.report.blocks import Figure, Strips, Words
-from components.report.data import Material
+from components.report.material import Material
 from components.report.sections.codes import code_shape
 from components.report.sections.quality import corrupt_as_trained
 
