@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from serving import errors, protos, wire
-from serving.standin import answers
+from serving.standin import handlers
 from serving.standin.servable import Servable
 from serving.standin.status import StatusError
 from serving.transport import Address, Arrays, VersionStatus, translate
@@ -41,7 +41,7 @@ class FolderTransport:
             )
         request = wire.predict_request(self.address.model, signature, inputs, outputs)
         try:
-            return answers.run_request(self._servable, request)
+            return handlers.run_request(self._servable, request)
         except StatusError as error:
             raise translate(error.code.name, error.message, self.address) from None
 

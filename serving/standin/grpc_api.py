@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from serving import protos
-from serving.standin.answers import Answers
+from serving.standin.handlers import Handlers
 from serving.standin.metrics import Metrics
 from serving.standin.status import Code, StatusError, from_exception
 
@@ -31,17 +31,17 @@ class GrpcApi:
     """The methods of the three services.
 
     Args:
-      answers: Answers.
+      handlers: What requests mean.
       metrics: Counts.
       healthy: Whether the server answers requests.
     """
 
-    def __init__(self, answers: Answers, metrics: Metrics, healthy: Callable[[], bool]) -> None:
-        self._answers = answers
+    def __init__(self, handlers: Handlers, metrics: Metrics, healthy: Callable[[], bool]) -> None:
+        self._handlers = handlers
         self._metrics = metrics
         self._healthy = healthy
 
-    def handlers(self) -> tuple[Any, ...]:
+    def services(self) -> tuple[Any, ...]:
         """What ``grpc.Server.add_generic_rpc_handlers`` takes."""
         services: dict[str, dict[str, _Method]] = {
             PREDICTION_SERVICE: {"Predict": self.predict, "GetModelMetadata": self.metadata},
@@ -70,7 +70,7 @@ class GrpcApi:
         request = _parse(protos.PredictRequest, data)
         status = Code.OK
         try:
-            return self._answers.predict(request, _deadline(context)).SerializeToString()
+            return self._handlers.predict(request, _deadline(context)).SerializeToString()
         except Exception as error:
             status = from_exception(error).code
             raise
@@ -81,17 +81,17 @@ class GrpcApi:
     def metadata(self, data: bytes, context: Any) -> bytes:
         """``GetModelMetadata``."""
         request = _parse(protos.GetModelMetadataRequest, data)
-        return self._answers.metadata(request).SerializeToString()
+        return self._handlers.metadata(request).SerializeToString()
 
     def status(self, data: bytes, context: Any) -> bytes:
         """``GetModelStatus``."""
         request = _parse(protos.GetModelStatusRequest, data)
-        return self._answers.status(request).SerializeToString()
+        return self._handlers.status(request).SerializeToString()
 
     def reload(self, data: bytes, context: Any) -> bytes:
         """``HandleReloadConfigRequest``."""
         request = _parse(protos.ReloadConfigRequest, data)
-        return self._answers.reload(request, _deadline(context)).SerializeToString()
+        return self._handlers.reload(request, _deadline(context)).SerializeToString()
 
     def check(self, data: bytes, context: Any) -> bytes:
         """``Check`` of grpc.health.v1, for the whole server and either service."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from serving.standin.model import Loader, Model, Serving, Version
+from serving.standin.lifecycle import Loader, Model, Serving, Version
 from serving.standin.servable import Servable
 from serving.standin.settings import ModelSettings
 from serving.standin.status import Code, StatusError

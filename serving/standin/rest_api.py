@@ -26,7 +26,7 @@ from tornado import httpserver, httputil, iostream, netutil
 from serving import protos
 from serving.errors import InputError, ServerStartError
 from serving.standin import json_form, metrics
-from serving.standin.answers import Answers, select_outputs
+from serving.standin.handlers import Handlers, select_outputs
 from serving.standin.metrics import Metrics
 from serving.standin.servable import DEFAULT_SIGNATURE
 from serving.standin.settings import ServerOptions
@@ -61,13 +61,13 @@ class RestApi:
     """What each path answers, without the network.
 
     Args:
-      answers: Answers.
+      handlers: What requests mean.
       server_metrics: Counts, and is shown.
       options: Limits.
     """
 
-    def __init__(self, answers: Answers, server_metrics: Metrics, options: ServerOptions) -> None:
-        self._answers = answers
+    def __init__(self, handlers: Handlers, server_metrics: Metrics, options: ServerOptions) -> None:
+        self._handlers = handlers
         self._metrics = server_metrics
         self._options = options
 
@@ -124,7 +124,7 @@ class RestApi:
         if match["method"] != "predict":
             # ":PREDICT" matches the path and is no method, as upstream.
             raise invalid_argument(f"Malformed request: POST {match.string}")
-        with self._answers.lease(spec) as servable:
+        with self._handlers.lease(spec) as servable:
             signature = servable.signatures.get(key)
             if signature is None:
                 raise invalid_argument(
@@ -134,7 +134,7 @@ class RestApi:
                 raise invalid_argument(f"Failed to get input map for signature: {key}")
             inputs, by_row = json_form.to_inputs(document, signature.inputs)
             aliases = select_outputs(signature, ())
-            outputs = self._answers.run(servable, signature, inputs, aliases, deadline)
+            outputs = self._handlers.run(servable, signature, inputs, aliases, deadline)
         return json_form.from_outputs(dict(zip(aliases, outputs, strict=True)), by_row)
 
     def _describe(self, match: re.Match[str]) -> str:
@@ -143,9 +143,9 @@ class RestApi:
         spec = _model_spec(match)
         if not match["part"]:
             request = protos.GetModelStatusRequest(model_spec=spec)
-            return _message_json(self._answers.status(request)) + "\n"
+            return _message_json(self._handlers.status(request)) + "\n"
         request = protos.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
-        response = self._answers.metadata(request)
+        response = self._handlers.metadata(request)
         packed = response.metadata["signature_def"].value
         definitions = _message_json(protos.SignatureDefMap.FromString(packed))
         spec = _message_json(response.model_spec)

@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 
 from serving.errors import InputError, ServerStartError
-from serving.standin import answers, settings
+from serving.standin import handlers, settings
 from serving.standin.grpc_api import GrpcApi
+from serving.standin.lifecycle import Loader
 from serving.standin.metrics import Metrics
-from serving.standin.model import Loader
 from serving.standin.models import Models
 from serving.standin.rest_api import RestApi, RestServer
 from serving.standin.settings import ServerOptions
@@ -35,7 +35,7 @@ class EmbeddedServer:
     Attributes:
       models: What is served.
       metrics: What was counted.
-      answers: What both ports answer with.
+      handlers: What both ports answer with.
       port: gRPC's, once it listens.
       rest_port: REST's, once it listens; None without one.
     """
@@ -44,11 +44,11 @@ class EmbeddedServer:
         self.options = options
         self.port = 0
         self.rest_port: int | None = None
-        loader = Loader(answers.warm_up, options.max_load_retries, options.load_retry_interval)
+        loader = Loader(handlers.warm_up, options.max_load_retries, options.load_retry_interval)
         self.models = Models(loader, options.poll_interval)
         self.metrics = Metrics(self.models.available)
         self._config = _ConfigFile(options, self.models)
-        self.answers = answers.Answers(self.models, self.metrics, self._config.supersede)
+        self.handlers = handlers.Handlers(self.models, self.metrics, self._config.supersede)
         self._workers = concurrent.futures.ThreadPoolExecutor(options.max_workers, "grpc")
         self._grpc: grpc.Server | None = None
         self._rest: RestServer | None = None
@@ -171,7 +171,7 @@ class EmbeddedServer:
             ],
         )
         server.add_generic_rpc_handlers(
-            GrpcApi(self.answers, self.metrics, self.healthy).handlers()
+            GrpcApi(self.handlers, self.metrics, self.healthy).services()
         )
         wanted = _joined(options.host, options.port)
         try:
@@ -187,7 +187,7 @@ class EmbeddedServer:
                 "machine's; choose another with --port"
             )
         if options.rest_port is not None:
-            self._rest = RestServer(RestApi(self.answers, self.metrics, options), options)
+            self._rest = RestServer(RestApi(self.handlers, self.metrics, options), options)
             self.rest_port = self._rest.start()
         server.start()
         self._grpc = server

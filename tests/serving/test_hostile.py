@@ -332,8 +332,8 @@ def test_a_flood_beyond_the_limit_is_refused(built: pathlib.Path) -> None:
     )  # fmt: skip
     with EmbeddedServer(options) as server, futures.ThreadPoolExecutor(32) as pool:
         held = threading.Event()
-        run = server.answers.run
-        server.answers.run = (  # type: ignore[method-assign]
+        run = server.handlers.run
+        server.handlers.run = (  # type: ignore[method-assign]
             lambda *arguments: (held.wait(300), run(*arguments))[1]
         )
         client = ReconstructionClient(server.address, model="conformance", retries=0, timeout=300)

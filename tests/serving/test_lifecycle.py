@@ -15,7 +15,7 @@ import pytest
 
 from serving import errors, protos
 from serving.client import ReconstructionClient
-from serving.standin.model import VersionState as State
+from serving.standin.lifecycle import VersionState as State
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
 from serving.standin.status import StatusError

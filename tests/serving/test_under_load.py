@@ -197,14 +197,14 @@ def test_stopping_under_load_drops_nothing_that_was_accepted(
 def test_requests_under_way_finish_when_stopping(built: pathlib.Path, start_server: Any) -> None:
     server: EmbeddedServer = start_server({"m": built / "conformance"})
     entered, release = threading.Event(), threading.Event()
-    run = server.answers.run
+    run = server.handlers.run
 
     def slow(*args: Any) -> Any:
         entered.set()
         assert release.wait(300)
         return run(*args)
 
-    server.answers.run = slow  # type: ignore[method-assign]
+    server.handlers.run = slow  # type: ignore[method-assign]
     transport = GrpcTransport(Address(server.address, "m", retries=0, timeout=300.0))
     answers: list[Any] = []
     asker = threading.Thread(

@@ -17,7 +17,7 @@ from tfx.utils import io_utils, proto_utils
 
 from components.serving_validator import component
 from serving import protos
-from serving.standin.answers import warm_up
+from serving.standin.handlers import warm_up
 from serving.standin.servable import Servable, read_warmup_requests
 from tests.serving import models
 

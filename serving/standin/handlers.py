@@ -34,7 +34,7 @@ _TYPED_VALUES = 64
 _RELOAD_TIMEOUT = 300.0
 
 
-class Answers:
+class Handlers:
     """Answers requests from the served models.
 
     Args:
