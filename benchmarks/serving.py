@@ -29,7 +29,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from serving import contract, locate
 from serving.client import ReconstructionClient
-from serving.transport import Address, GrpcTransport
+from serving.grpc_transport import GrpcTransport
+from serving.transport import Address
 
 # (name, images in a request, client threads, least ratio wanted)
 _CASES = (

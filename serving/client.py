@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import contract, errors, sampling, wire
+from serving.grpc_transport import GrpcTransport
 from serving.rest_transport import RestTransport
-from serving.transport import Address, GrpcTransport, Tls, Transport, VersionStatus
+from serving.transport import Address, Tls, Transport, VersionStatus
 
 __all__ = [
     "Classification",

@@ -298,7 +298,8 @@ def _on_signals(act: Callable[[], None]) -> Any:
 
 
 def _serve_process(command: Sequence[str], plan: Plan, say: Callable[[str], None]) -> int:
-    from serving.transport import Address, GrpcTransport
+    from serving.grpc_transport import GrpcTransport
+    from serving.transport import Address
 
     try:
         process = subprocess.Popen(command)

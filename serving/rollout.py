@@ -19,7 +19,8 @@ from typing import Any
 
 from serving import files, locate, protos
 from serving.errors import ModelNotFoundError, RolloutError
-from serving.transport import Address, GrpcTransport, VersionStatus
+from serving.grpc_transport import GrpcTransport
+from serving.transport import Address, VersionStatus
 
 STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
 DEFAULT_KEEP = 3

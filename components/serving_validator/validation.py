@@ -28,8 +28,9 @@ import tensorflow as tf
 
 from serving import contract, launcher, protos, wire
 from serving.errors import ServerStartError, ServingError
+from serving.grpc_transport import GrpcTransport
 from serving.standin.servable import Servable
-from serving.transport import Address, GrpcTransport
+from serving.transport import Address
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

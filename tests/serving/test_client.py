@@ -19,9 +19,10 @@ import pytest
 from serving import contract, errors, protos, wire
 from serving.client import ReconstructionClient
 from serving.folder_transport import FolderTransport
+from serving.grpc_transport import GrpcTransport
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
-from serving.transport import Address, GrpcTransport
+from serving.transport import Address
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
 

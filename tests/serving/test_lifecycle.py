@@ -15,12 +15,13 @@ import pytest
 
 from serving import errors, protos
 from serving.client import ReconstructionClient
+from serving.grpc_transport import GrpcTransport
 from serving.standin.lifecycle import VersionState as State
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
 from serving.standin.status import StatusError
 from serving.standin.versions import VersionPolicy, list_versions, parse_version
-from serving.transport import Address, GrpcTransport
+from serving.transport import Address
 from tests.serving.conftest import StartServer
 
 Push = Callable[..., pathlib.Path]

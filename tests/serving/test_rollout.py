@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from serving import errors, locate, protos
+from serving.grpc_transport import GrpcTransport
 from serving.rollout import ConfigFile, Rollout
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings
 from serving.standin.status import StatusError
-from serving.transport import Address, GrpcTransport
+from serving.transport import Address
 
 Push = Callable[..., pathlib.Path]
 X = {"x": np.ones((1, 1), np.float32)}

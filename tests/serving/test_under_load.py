@@ -20,8 +20,9 @@ import psutil
 import pytest
 
 from serving import contract, errors, protos
+from serving.grpc_transport import GrpcTransport
 from serving.standin.server import EmbeddedServer
-from serving.transport import Address, GrpcTransport
+from serving.transport import Address
 from tests.serving.process import Serve
 
 CLIENTS = 16

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from serving import locate
-from serving.transport import Address, GrpcTransport
+from serving.grpc_transport import GrpcTransport
+from serving.transport import Address
 from tests.pipeline.commands.refusal import clear
 from tests.serving.process import REPOSITORY, Serve
 
