@@ -138,7 +138,7 @@ _run_id = click.argument("run_id", metavar="RUN")
 @option("-o --output FILE", "what is written", default="pipeline.yaml")
 def compile_(source: options.ConfigSource, output: str) -> None:
     """Write the pipeline as KFP v2 YAML."""
-    from pipeline import files
+    from pipeline import output_files
     from pipeline.errors import UserError
 
     path = pathlib.Path(output)
@@ -146,7 +146,7 @@ def compile_(source: options.ConfigSource, output: str) -> None:
         raise UserError(f"{path}: KFP takes files whose name ends in .yaml")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: the folder does not exist; make it first")
-    files.write(path, _compile(*_load(source)))
+    output_files.write(path, _compile(*_load(source)))
     print(path)
 
 

@@ -20,7 +20,7 @@ from annotated_types import Interval
 from pipeline.errors import UserError
 from trainer.job import TrainingOptions
 from trainer.models.catalogue import ModelChoice, UnknownModelError, get_model_spec
-from trainer.models.settings import (
+from trainer.models.checked_values import (
     Count,
     Fraction,
     FractionOrZero,

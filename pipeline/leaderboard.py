@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline import files
+from pipeline import output_files
 
 if TYPE_CHECKING:
     from pipeline.history import RunRecord
@@ -181,7 +181,7 @@ def write_page(path: str, rows: Sequence[dict]) -> None:
             pictures=pictures,
         )
     )
-    files.write(path, text)
+    output_files.write(path, text)
 
 
 def _picture(report: str | None, name: str) -> bytes | None:

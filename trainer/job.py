@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pydantic
 
 from trainer.models.catalogue import ModelChoice, TrainingDefaults
-from trainer.models.settings import Count, Fraction, ListOf, PositiveInt, Settings
+from trainer.models.checked_values import Count, Fraction, ListOf, PositiveInt, Settings
 
 # The name that a tuner gives the learning rate.
 LEARNING_RATE = "learning_rate"

@@ -222,7 +222,7 @@ def watch(
     config = source.load()
     if auto_promote and not target:
         raise UserError("--auto-promote moves the labels of a live server: name it with --target")
-    how = watcher.Options(
+    how = watcher.WatchOptions(
         config_path=os.path.abspath(source.config) if source.config else None,
         # The runs work in this root, whatever folder they are started in.
         assignments=[*source.assignments, f"root={json.dumps(os.path.abspath(config.root))}"],

@@ -56,7 +56,7 @@ def encode(paths: tuple[str, ...], invert: Any, out: str | None, connection: Con
     """Print or write the codes of images."""
     import numpy as np
 
-    from pipeline.files import writing
+    from pipeline.output_files import writing
 
     files = _load(paths, invert)
     with connection as client:

@@ -152,7 +152,7 @@ def _show_codecs(rows: list[Any]) -> None:
 def decompress(file: str, out: str, root: str, model: str | None) -> None:
     """Turn a compressed file into images."""
     from components.mnist_example_gen.idx import write_idx
-    from pipeline import files
+    from pipeline import output_files
     from pipeline.errors import UserError
     from serving import images, locate
     from serving.uses import compress as codec
@@ -175,7 +175,7 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
     if path.suffix.lower() == ".png":
         images.write_grid(path, shown)
     else:
-        with files.writing(path) as target:
+        with output_files.writing(path) as target:
             write_idx(target.name, shown)
     print(f"wrote {path}: {len(shown):,} images")
 

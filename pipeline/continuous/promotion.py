@@ -22,8 +22,8 @@ from components.mnist_example_gen import idx
 from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
-from pipeline.continuous.options import Options
 from pipeline.continuous.state import State
+from pipeline.continuous.watch_options import WatchOptions
 from serving import contract
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Promotion:
       events: Told what happens.
     """
 
-    def __init__(self, config: PipelineConfig, options: Options, events: Events) -> None:
+    def __init__(self, config: PipelineConfig, options: WatchOptions, events: Events) -> None:
         self._config = config
         self._options = options
         self._events = events

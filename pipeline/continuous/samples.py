@@ -18,8 +18,8 @@ import numpy as np
 from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
-from pipeline.continuous.options import Options
 from pipeline.continuous.state import State
+from pipeline.continuous.watch_options import WatchOptions
 
 FOLDER = "samples"
 _BATCH = ".batch"
@@ -36,7 +36,7 @@ class ServedImages:
       events: Told about a rising error.
     """
 
-    def __init__(self, config: PipelineConfig, options: Options, events: Events) -> None:
+    def __init__(self, config: PipelineConfig, options: WatchOptions, events: Events) -> None:
         self._config = config
         self._options = options
         self._events = events

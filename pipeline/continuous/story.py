@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import files
+from pipeline import output_files
 from pipeline.continuous import spans
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.state import State
@@ -232,7 +232,7 @@ text {{ font: 12px system-ui, sans-serif; fill: #444 }}
 <th>golden MSE</th><th>why</th></tr>{rows}</table>
 </html>
 """
-    files.write(path, page)
+    output_files.write(path, page)
 
 
 _COLOURS = ("#1f6feb", "#999999")

@@ -26,9 +26,9 @@ from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, samples, spans, story
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.events import Events
-from pipeline.continuous.options import Options
 from pipeline.continuous.promotion import Promotion
 from pipeline.continuous.runner import EXIT_BUSY, EXIT_NO_SPACE, RunnerJob
+from pipeline.continuous.watch_options import WatchOptions
 from pipeline.errors import UserError
 from serving import files
 
@@ -113,7 +113,7 @@ class Watcher:
     def __init__(
         self,
         config: PipelineConfig,
-        options: Options,
+        options: WatchOptions,
         events: Events,
         runner: Sequence[str] | None = None,
     ) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pydantic
 
 from trainer.models import hyperparameters as hps
+from trainer.models.checked_values import PositiveFloat, PositiveInt, Settings
 from trainer.models.hyperparameters import Hyperparameters
-from trainer.models.settings import PositiveFloat, PositiveInt, Settings
 
 
 class Ability(str, enum.Enum):

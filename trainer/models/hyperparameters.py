@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pydantic
 from annotated_types import Ge, Len, MultipleOf
 
-from trainer.models.settings import (
+from trainer.models.checked_values import (
     Count,
     FractionOrZero,
     ListOf,

@@ -56,7 +56,7 @@ class Soak:
                 "continuous": {"soak_seconds": 0.4, "soak_checks": 2},
             }
         )
-        options = watcher.Options(None, [], auto_promote=True, target=target, interval=0.1)
+        options = watcher.WatchOptions(None, [], auto_promote=True, target=target, interval=0.1)
         events = watcher.make_events(conf, self.told.append)
         self._promotion = promotion.Promotion(conf, options, events)
 
@@ -155,7 +155,7 @@ class Probed:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self.told = []
         conf = config.parse({"root": str(root), "model": "simple", "continuous": continuous})
-        options = watcher.Options(None, [], auto_promote=True, target="127.0.0.1:1")
+        options = watcher.WatchOptions(None, [], auto_promote=True, target="127.0.0.1:1")
         events = watcher.make_events(conf, self.told.append)
         self._promotion = promotion.Promotion(conf, options, events)
         self.state = state.State()

@@ -45,7 +45,7 @@ def make(root):
         (root / "plan").write_text(plan)
         settings = {"retry_seconds": 0.01, **continuous}
         conf = config.parse({"root": str(root), "model": "simple", "continuous": settings})
-        options = watcher.Options(None, [f"root={root}", "seed=1"], submit=["--host", "here"])
+        options = watcher.WatchOptions(None, [f"root={root}", "seed=1"], submit=["--host", "here"])
         runner = (sys.executable, str(root / "sensor.py"), str(root / "submit.py"), str(root))
         return watcher.Watcher(conf, options, watcher.make_events(conf, lambda _: None), runner)
 

@@ -76,7 +76,7 @@ def make(root, said=None, interval=60.0, **continuous):
     told = watcher.make_events(conf, (said if said is not None else []).append)
     return watcher.Watcher(
         conf,
-        watcher.Options(None, [], interval=interval),
+        watcher.WatchOptions(None, [], interval=interval),
         told,
         runner=(sys.executable, str(root / "runner.py")),
     )

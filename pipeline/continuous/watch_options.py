@@ -6,7 +6,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class WatchOptions:
     """How to watch.
 
     Attributes:
