@@ -283,4 +283,5 @@ main() {
   make_environment "$wanted"
 }
 
-main "$@"
+# Read whole before it is run: a pull may change this file meanwhile.
+{ main "$@"; exit; }

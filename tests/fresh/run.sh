@@ -174,4 +174,5 @@ main() {
   return $failed
 }
 
-main "$@"
+# Read whole before it is run: a pull may change this file meanwhile.
+{ main "$@"; exit; }

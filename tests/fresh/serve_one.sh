@@ -14,7 +14,7 @@ PYTHON
 touch "$work/out"
 .venv/bin/mnist-ae serve --backend embedded --port 0 --rest-port 0 >"$work/out" 2>"$work/err" &
 server=$!
-trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
+trap 'kill $server 2>/dev/null || true; rm -rf "$work"' EXIT
 # A process of its own: nothing to wait on but what it prints.
 until grep -qx ready "$work/out"; do
   kill -0 $server 2>/dev/null || { cat "$work/out" "$work/err" && exit 1; }
