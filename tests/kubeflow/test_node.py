@@ -129,9 +129,9 @@ def test_a_killed_attempt_is_cleared_away_and_done_again(ingested, driver, place
 @pytest.fixture
 def volume(place, tmp_path) -> tuple[pathlib.Path, list[str]]:
     """A volume without an execution, and a node's arguments that lead to it."""
-    store_of(tmp_path)
-    words = [f"--metadata-url=sqlite://{tmp_path}/metadata.sqlite"]
-    return tmp_path, [*words, f"--pipeline-root={tmp_path}/pipeline"]
+    url = f"sqlite://{tmp_path}/metadata.sqlite"
+    stores.open_store(stores.connection(url), url)
+    return tmp_path, [f"--metadata-url={url}", f"--pipeline-root={tmp_path}/pipeline"]
 
 
 INGEST = ("mnist-example-gen", "MnistExampleGen")
