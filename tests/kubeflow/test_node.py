@@ -93,8 +93,11 @@ def started(driver, place, task: str, node: str, state: int, *more: str):
     ) as process:
         try:
             # Another process writes the store: nothing to wait on but what it holds.
+            ended = None
             while state not in states_of(place, node):
-                assert process.poll() is None, process.stderr.read()
+                # It may have ended after the store was read, so that is read once more.
+                assert ended is None, process.stderr.read()
+                ended = process.poll()
                 time.sleep(0.01)
             yield process
         finally:

@@ -84,7 +84,7 @@ def test_idx(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(images.load(tmp_path / name).images, array)
 
 
-@pytest.mark.skipif("MNIST_DATA_DIR" not in os.environ, reason="MNIST_DATA_DIR is not set")
+@pytest.mark.skipif(not os.environ.get("MNIST_DATA_DIR"), reason="MNIST_DATA_DIR is not set")
 def test_the_real_mnist() -> None:
     folder = pathlib.Path(os.environ["MNIST_DATA_DIR"])
     loaded = images.load(folder / "t10k-images-idx3-ubyte.gz")

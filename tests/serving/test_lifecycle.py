@@ -391,6 +391,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")])
 
+    of_issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key
+
     def issue(name: str, key: Any, subject: Any, is_ca: bool) -> None:
         builder = (
             x509.CertificateBuilder().subject_name(subject).issuer_name(authority)
@@ -401,6 +403,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             .add_extension(x509.SubjectAlternativeName([
                 x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
             ]), critical=False)
+            # Python 3.13 is strict: RFC 5280 wants these three.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(of_issuer(authority_key.public_key()), False)
+            .add_extension(x509.KeyUsage(
+                digital_signature=True, key_cert_sign=is_ca, crl_sign=is_ca,
+                content_commitment=False, key_encipherment=False, data_encipherment=False,
+                key_agreement=False, encipher_only=False, decipher_only=False,
+            ), critical=True)
         )  # fmt: skip
         pem = builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         (folder / f"{name}.pem").write_bytes(pem)
