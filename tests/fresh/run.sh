@@ -94,7 +94,7 @@ give_python() { # ROOT: this machine's Python 3.10, at the path that it was buil
     [ -x "$folder/bin/python3.10" ] || continue
     PYTHON_GIVEN=$folder
     mkdir -p "$1$PYTHON_GIVEN"
-    case $folder in /root/*) chmod a+x "$1/root" ;; esac
+    case $folder in "$HOME"/*) chmod a+x "$1$HOME" ;; esac
     return 0
   done
   return 1
