@@ -24,7 +24,8 @@ from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
 from pipeline.continuous.state import State
 from pipeline.continuous.watch_options import WatchOptions
-from serving import contract
+from serving import contract, locate
+from serving.errors import RolloutError, ServingError
 
 if TYPE_CHECKING:
     from serving.locate import ModelFolder
@@ -84,8 +85,6 @@ class Promotion:
         if not rollout or self.seconds_to_check(state) > 0:
             return False
         _tick(rollout)
-        from serving.errors import RolloutError, ServingError
-
         try:
             if "started" not in rollout:
                 return self._start(state, save)
@@ -166,8 +165,6 @@ class Promotion:
 
     def _probe(self, rollout: dict[str, Any]) -> dict[str, float]:
         """The same images to both versions."""
-        from serving.errors import RolloutError, ServingError
-
         images = self._probes()
         stable = self._error(rollout["stable"], images)
         try:
@@ -187,7 +184,7 @@ class Promotion:
             timeout=_TIMEOUT,
         ) as client:
             answers = [
-                # Not `score`: the server samples users' requests, and counts them.
+                # Not `score`: the server counts the errors of users' requests.
                 client.call(contract.EVALUATE, {contract.EXAMPLES: part}, (contract.MSE,))
                 for part in np.array_split(_examples(images), max(1, len(images) // _PROBES))
             ]
@@ -208,8 +205,6 @@ class Promotion:
                 path = next(iter(sorted(folder.glob(f"{idx.SPLIT_PREFIXES['eval']}-{idx.IMAGES}"))))
                 parts.append(spans.read_images(str(path))[:_PROBES])
         if not parts:
-            from serving.errors import ServingError
-
             raise ServingError("there are no images to compare the versions with")
         return np.concatenate(parts)
 
@@ -230,8 +225,6 @@ class Promotion:
 
     def _roll_back(self, state: State, reason: str) -> None:
         version = state.rollout["version"]
-        from serving.errors import ServingError
-
         # Withdrawn first: whatever happens to the labels, nothing is trained from it.
         subprocess.run(
             [sys.executable, "-m", "pipeline.continuous.withdraw", self._config.root, str(version)],
@@ -252,7 +245,6 @@ class Promotion:
 
     @contextlib.contextmanager
     def _rollout(self, target: str | None) -> Iterator[Rollout]:
-        from serving import locate
         from serving.rollout import ConfigFile, Rollout
 
         file = ConfigFile(locate.config_path(pathlib.Path(self._config.root).absolute()))
@@ -263,8 +255,6 @@ class Promotion:
             yield rollout
 
     def _folder(self) -> ModelFolder:
-        from serving import locate
-
         return locate.find(self._config.servable, pathlib.Path(self._config.root).absolute())
 
 

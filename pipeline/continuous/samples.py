@@ -1,9 +1,9 @@
-"""The closed loop: requests that a server sampled become a span.
+"""The closed loop: images that clients sampled become a span.
 
-The embedded server leaves ``*.npy`` files in ``<root>/samples`` (``mnist-ae
-serve --sample-rate``); any other server may do the same. Here they are gathered
-until they are enough for a span, or until the served reconstruction error says
-that it is time.
+A client leaves ``*.npy`` files in ``<root>/samples`` (``--sample-fraction`` of
+``mnist-ae predict`` and the others, :mod:`serving.sampling`). Here they are
+gathered until they are enough for a span, or until the served reconstruction
+error says that it is time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
 from pipeline.continuous.state import State
 from pipeline.continuous.watch_options import WatchOptions
+from serving import locate
 
-FOLDER = "samples"
 _BATCH = ".batch"
 # Fewer answers since the last look say nothing.
 _MIN_ANSWERS = 100
@@ -40,7 +40,7 @@ class ServedImages:
         self._config = config
         self._options = options
         self._events = events
-        self._folder = pathlib.Path(os.path.abspath(config.root)) / FOLDER
+        self._folder = locate.samples_path(pathlib.Path(os.path.abspath(config.root)))
 
     def step(self, state: State) -> spans.Published | None:
         """One look; gives the span that was made, if one was."""

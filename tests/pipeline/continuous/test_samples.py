@@ -5,7 +5,8 @@ import threading
 
 import numpy as np
 
-from pipeline.continuous import samples, spans, state
+from pipeline.continuous import spans, state
+from serving import locate
 from tests.pipeline.continuous import test_watcher
 
 root = test_watcher.root
@@ -13,15 +14,15 @@ make, statuses = test_watcher.make, test_watcher.statuses
 
 
 def leave(folder, images, name):
-    """As a server leaves its samples."""
-    place = folder / samples.FOLDER
+    """As a client leaves its samples."""
+    place = folder / locate.SAMPLES
     place.mkdir(exist_ok=True)
     np.save(place / f".{name}.npy", images)
     os.rename(place / f".{name}.npy", place / f"{name}.npy")
 
 
 def left(folder):
-    return sorted(p.name for p in (folder / samples.FOLDER).iterdir())
+    return sorted(p.name for p in (folder / locate.SAMPLES).iterdir())
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def test_enough_samples_make_a_span_of_their_own(root, digits):
     watch.once()
     assert statuses(root) == {} and left(root) == ["1.npy"]
     leave(root, images[30:60], "2")
-    (root / samples.FOLDER / "3.npy").write_bytes(b"not an array")
+    (root / locate.SAMPLES / "3.npy").write_bytes(b"not an array")
     watch.once()
     assert statuses(root) == {"1.1": "pushed"}
     (manifest,) = spans.scan(root)
