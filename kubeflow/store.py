@@ -143,7 +143,8 @@ def is_transient(error: BaseException | None) -> bool:
 
 def is_finished(store: metadata_store.MetadataStore, run_id: str, node_id: str) -> bool:
     """Whether an earlier attempt of the node ended well."""
-    return any(e.last_known_state in history.FINISHED for e in _executions(store, run_id, node_id))
+    executions = history.node_executions(store, run_id, node_id)
+    return any(e.last_known_state in history.FINISHED for e in executions)
 
 
 def close_attempts(
@@ -170,7 +171,8 @@ def close_attempts(
       How many there were; TFX gives all attempts of a run one execution.
     """
     ended = _UNFINISHED if state == FAILED else (*_UNFINISHED, FAILED)
-    unfinished = [e for e in _executions(store, run_id, node_id) if e.last_known_state in ended]
+    executions = history.node_executions(store, run_id, node_id)
+    unfinished = [e for e in executions if e.last_known_state in ended]
     for execution in unfinished:
         execution.last_known_state = state
         base = os.path.join(pipeline_root, node_id, "*", str(execution.id))
@@ -193,9 +195,3 @@ def labelled_examples(store: metadata_store.MetadataStore, run_id: str) -> bool:
         if LABELLED_PROPERTY in artifact.custom_properties:
             return bool(artifact.custom_properties[LABELLED_PROPERTY].int_value)
     return True
-
-
-def _executions(
-    store: metadata_store.MetadataStore, run_id: str, node_id: str
-) -> list[metadata_store_pb2.Execution]:
-    return history.node_executions(store, run_id, node_id)

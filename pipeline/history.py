@@ -204,7 +204,8 @@ def _stopped(drift: metadata_store_pb2.Artifact) -> bool:
     return properties["verdict"].string_value != "train" or bool(properties["coalesced"].int_value)
 
 
-def _values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
+def values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
+    """The custom properties of an artifact, by name."""
     return {
         key: getattr(value, value.WhichOneof("value"))
         for key, value in artifact.custom_properties.items()
@@ -212,9 +213,9 @@ def _values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
 
 
 def _report_properties(report: metadata_store_pb2.Artifact) -> dict[str, Any]:
-    values = _values(report)
-    figures = json.loads(values.pop("figures", "{}"))
-    return {**values, **figures}
+    found = values(report)
+    figures = json.loads(found.pop("figures", "{}"))
+    return {**found, **figures}
 
 
 def mark_interrupted(store: metadata_store.MetadataStore) -> list[int]:

@@ -89,20 +89,14 @@ def leaderboard(
 
 def show(stream: IO[str], rows: Sequence[dict]) -> None:
     """Prints the leaderboard; the best of each column stands out where there is a terminal."""
-    from rich.table import Table
     from rich.text import Text
 
-    from pipeline.console import make_console
+    from pipeline import console
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("model")
-    for column in COLUMNS:
-        table.add_column(column.title, justify="right")
-    table.add_column("blessed")
+    titles = [column.title for column in COLUMNS]
     several = len({row["dataset"] for row in rows}) > 1
-    if several:
-        table.add_column("data")
-    table.add_column("run")
+    words = ("blessed", "data", "run") if several else ("blessed", "run")
+    table = console.table("model", *titles, *words, right=titles)
     best = {column.key: _best(rows, column) for column in COLUMNS}
     for row in rows:
         cells: list[str | Text] = [str(row["servable"])]
@@ -115,7 +109,7 @@ def show(stream: IO[str], rows: Sequence[dict]) -> None:
         if several:
             cells.append(str(row["dataset"]))
         table.add_row(*cells, row["run_id"])
-    make_console(stream).print(table)
+    console.make_console(stream).print(table)
 
 
 def _shown(row: dict, column: Column) -> str:

@@ -86,7 +86,7 @@ def run(
     Raises:
       UserError: The folder cannot be written.
       RunError: A component failed.
-      Exception: As raised by a component, where it has an ``exit_code``.
+      Error: As raised by a component.
     """
     run_id = run_id or new_run_id()
     listener = listener or Silence()
@@ -154,7 +154,7 @@ def launch_node(
     """Launches one node, as TFX's LocalDagRunner does.
 
     Raises:
-      RunError: It failed; exceptions with an ``exit_code`` pass as they are.
+      RunError: It failed; an :class:`Error` passes as it is.
     """
     node_id = node.node_info.id
     try:

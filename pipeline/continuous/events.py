@@ -68,11 +68,7 @@ class Events:
 
     def tell(self, event: str, **values: Any) -> None:
         """Logs an event, shows it, and sends it where it is notable."""
-        record = {
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-            "event": event,
-            **values,
-        }
+        record = {"time": _now(), "event": event, **values}
         self._log(record)
         self._say(record)
         if event in NOTABLE and (self._command or self._url):
@@ -116,8 +112,7 @@ class Events:
                 self._complain(f"{self._url}: {getattr(e, 'reason', e)}")
 
     def _complain(self, text: str) -> None:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        self._log({"time": now, "event": "notification_failed", "reason": text[:500]})
+        self._log({"time": _now(), "event": "notification_failed", "reason": text[:500]})
 
     def _log(self, record: dict[str, Any]) -> None:
         line = json.dumps(record) + "\n"
@@ -131,6 +126,10 @@ class Events:
             except OSError:
                 # A full disk must not end the watch; the terminal has the event.
                 return
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def as_text(record: dict[str, Any]) -> str:

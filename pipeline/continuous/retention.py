@@ -21,6 +21,7 @@ from ml_metadata.proto import metadata_store_pb2
 from pipeline import history
 from pipeline.config import PipelineConfig
 from pipeline.nodes import GOLDEN_GEN, serving_dir
+from serving import locate
 
 _LOGS = 100
 # Verdicts, which windows are made of, and what histories show; they are small.
@@ -102,15 +103,11 @@ def _value(artifact: metadata_store_pb2.Artifact, name: str) -> Any:
 
     ML Metadata ends the process when an artifact with such a one is put back.
     """
-    if name not in artifact.custom_properties:
-        return None
-    value = artifact.custom_properties[name]
-    return getattr(value, value.WhichOneof("value"))
+    return history.values(artifact).get(name)
 
 
 def _clean_versions(config: PipelineConfig) -> None:
     """Removes pushed versions beyond the newest and the labelled ones."""
-    from serving import locate
     from serving.rollout import ConfigFile, RolloutError, entry_of
 
     base = pathlib.Path(serving_dir(config))

@@ -312,10 +312,7 @@ def _drift_of(store: Any, run_id: str) -> dict[str, Any]:
     from pipeline import history
 
     artifact = history.run_outputs(store, run_id, "DriftReport")[-1]
-    values = {
-        name: getattr(value, value.WhichOneof("value"))
-        for name, value in artifact.custom_properties.items()
-    }
+    values = history.values(artifact)
     keys = ("span", "version", "verdict", "reason", "distance", "error_ratio")
     return {key: values.get(key) for key in keys}
 

@@ -13,6 +13,8 @@ from pipeline import output_files
 from pipeline.continuous import spans
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.state import State
+from serving import locate
+from serving.errors import ServingError
 
 
 def tell(root: str, model: str | None = None) -> dict[str, Any]:
@@ -90,8 +92,6 @@ def span_rows(manifests: Sequence[spans.Manifest], known: State) -> list[dict[st
 
 def serving_version(root: str, known: State, model: str | None) -> int | None:
     """The version that callers get: the stable one where there are labels, else the newest."""
-    from serving import locate
-    from serving.errors import ServingError
     from serving.rollout import ConfigFile, entry_of, labels_of
 
     folder = pathlib.Path(root)
@@ -115,31 +115,17 @@ def last(known: State) -> dict[str, Any] | None:
 
 def show(story: dict[str, Any]) -> None:
     """Prints the story as a table."""
-    from rich.table import Table
+    from pipeline.console import make_console, table
 
-    from pipeline.console import make_console
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in (
-        "span",
-        "when",
-        "images",
-        "labels",
-        "drift",
-        "golden MSE",
-        "span MSE",
-        "verdict",
-        "version",
-        "why",
-    ):
-        right = heading in ("images", "drift", "golden MSE", "span MSE")
-        table.add_column(heading, justify="right" if right else "left")
+    figures = ("drift", "golden MSE", "span MSE")
+    headings = ("span", "when", "images", "labels", *figures, "verdict", "version", "why")
+    shown = table(*headings, right=("images", *figures))
     for row in story["spans"]:
         drift = (row["drift"] or {}).get("distance")
         version = row["pushed_version"] or ""
         if version and int(version) == story["serving"]:
             version += " (serving)"
-        table.add_row(
+        shown.add_row(
             f"{row['span']}.{row['version']}",
             row["time"][:16].replace("T", " "),
             f"{row['images']:,}",
@@ -152,7 +138,7 @@ def show(story: dict[str, Any]) -> None:
             row["rolled_back"] or row["reason"] or "",
         )
     console = make_console(sys.stdout)
-    console.print(table)
+    console.print(shown)
     if story["gaps"]:
         console.print("gap: no span " + ", ".join(map(str, story["gaps"])), markup=False)
     console.print(f"serving: {story['serving'] or 'nothing yet'}", markup=False)
