@@ -15,7 +15,8 @@ import click
 
 from pipeline.commands import options
 from pipeline.commands.group import Group
-from pipeline.commands.options import flag, option
+from pipeline.commands.options import POSITIVE, Integer, Number, flag, option
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from kubeflow.submit import KubeflowClient
@@ -27,6 +28,7 @@ _TOKEN = "MNIST_AE_KFP_TOKEN"
 _COOKIE = "MNIST_AE_KFP_COOKIE"
 _HOST = "MNIST_AE_KFP_HOST"
 _EXIT_FAILED = 1
+_NOT_NEGATIVE = Number(min=0)
 
 
 @click.group(cls=Group, subcommand_metavar="ACTION")
@@ -43,7 +45,6 @@ def _client(
     timeout: float,
 ) -> KubeflowClient:
     from kubeflow.submit import Credentials, KubeflowClient
-    from pipeline.errors import UserError
 
     if not host:
         raise UserError(
@@ -79,7 +80,7 @@ _backend = options.gathered(
     ),
     option("--cookie-file FILE", f"session cookie NAME=VALUE ({_COOKIE} holds it)"),
     option("--ca-cert FILE", "authority of its certificate, PEM"),
-    option("--timeout S", "seconds for an answer", type=float, default=30.0),
+    option("--timeout S", "seconds for an answer", type=POSITIVE, default=30.0),
 )
 
 
@@ -127,8 +128,8 @@ _submission = options.gathered(
     option("--service-account NAME", "that the pods run as"),
 )
 _waiting = options.together(
-    option("--patience S", "seconds to wait at most", type=float, default=86_400.0),
-    option("--interval S", "seconds between looks", type=float, default=5.0),
+    option("--patience S", "seconds to wait at most", type=_NOT_NEGATIVE, default=86_400.0),
+    option("--interval S", "seconds between looks", type=_NOT_NEGATIVE, default=5.0),
 )
 _run_id = click.argument("run_id", metavar="RUN")
 
@@ -139,7 +140,6 @@ _run_id = click.argument("run_id", metavar="RUN")
 def compile_(source: options.ConfigSource, output: str) -> None:
     """Write the pipeline as KFP v2 YAML."""
     from pipeline import output_files
-    from pipeline.errors import UserError
 
     path = pathlib.Path(output)
     if path.suffix != ".yaml":
@@ -202,7 +202,7 @@ def submit(
 @option("--cron LINE", "six fields, seconds first: '0 30 2 * * *' is 02:30 daily")
 @option("--every TIME", "such as 15m, 6h or 1d")
 @flag("--catch-up", "run once for each time that was missed")
-@option("--max-concurrency N", "runs at once, 1 to 10", type=int, default=1)
+@option("--max-concurrency N", "runs at once", type=Integer(1, 10), default=1)
 def schedule(
     start: Start,
     client: KubeflowClient,
@@ -214,7 +214,6 @@ def schedule(
 ) -> None:
     """Upload the pipeline and run it again and again, by --cron or --every."""
     from kubeflow import submit
-    from pipeline.errors import UserError
 
     if bool(cron) == bool(every):
         raise click.UsageError("give one of --cron and --every")
@@ -224,8 +223,6 @@ def schedule(
         "max_concurrency": max_concurrency,
         "catch_up": catch_up,
     }
-    if not 1 <= max_concurrency <= 10:
-        raise UserError(f"--max-concurrency {max_concurrency}: KFP takes 1 to 10")
     recurring = start(client, trigger)
     print(json.dumps({"recurring_run_id": recurring}) if as_json else f"recurring run {recurring}")
 
@@ -286,9 +283,7 @@ def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:
       UserError: The configuration cannot run on Kubeflow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kubeflow import checks, compiler
-
-    checks.check(config)
+    from kubeflow import compiler
     from pipeline import console
 
     # The SDK and TensorFlow have much to say that is of no use here.

@@ -42,7 +42,6 @@ _DRIVER = "-driver"
 _INTERVAL_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _CRON_FIELDS = 6
 _CRON_RANGES = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
-_MAX_CONCURRENCY = 10
 
 
 class KubeflowError(Error):
@@ -334,12 +333,7 @@ class KubeflowClient:
 
         Returns:
           Its identifier.
-
-        Raises:
-          UserError: ``max_concurrency`` is not 1 to 10.
         """
-        if not 1 <= max_concurrency <= _MAX_CONCURRENCY:
-            raise UserError(f"--max-concurrency {max_concurrency}: KFP takes 1 to 10")
         trigger: dict[str, Any] = (
             {"cron_schedule": {"cron": cron}}
             if cron

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -213,6 +214,13 @@ class ContinuousConfig(Settings):
     sample_images: PositiveInt = 1_000
     max_served_ratio: PositiveFloat = 1.5
     golden: str | None = None
+
+    def check(self) -> None:
+        """Refuses a command whose quotes do not close."""
+        try:
+            shlex.split(self.notify_command or "")
+        except ValueError as e:
+            raise ValueError(f"notify_command {self.notify_command!r}: {e}") from None
 
 
 class NodeConfig(Settings):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands import options
 from pipeline.commands.options import POSITIVE, Number, flag, option
+from serving import locate
+from serving.errors import InputError
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
@@ -46,9 +48,7 @@ def client(
     Raises:
       InputError: No such model, or options that do not go together.
     """
-    from serving import locate
     from serving.client import ReconstructionClient, Tls
-    from serving.errors import InputError
 
     kept = sample_dir or str(locate.samples_path(pathlib.Path(root)))
     sampled: dict[str, Any] = {"sample_dir": kept, "sample_fraction": sample_fraction}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -12,7 +13,8 @@ import click
 
 from pipeline.commands import options
 from pipeline.commands.group import command
-from pipeline.commands.options import POSITIVE, Number, flag, option
+from pipeline.commands.options import PORT, POSITIVE, Number, flag, option
+from pipeline.errors import UserError
 from serving import locate
 
 _OPEN_FRACTION = Number(0, 1, min_open=True, max_open=True)
@@ -31,6 +33,18 @@ class _Span(click.ParamType):
         if not value.isascii() or not value.isdigit():
             self.fail(f"{value} is neither a number (0 or more) nor 'next'", param, ctx)
         return int(value)
+
+
+class _Words(click.ParamType):
+    """Arguments in one word, quoted as in a shell."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return shlex.split(value)
+        except ValueError as e:
+            self.fail(f"{value!r}: {e}", param, ctx)
 
 
 @command()
@@ -64,7 +78,6 @@ def ingest(
     PNGs.
     """
     from pipeline.continuous import sources, spans
-    from pipeline.errors import UserError
 
     if golden and span is not None:
         raise UserError("--golden and --span exclude each other")
@@ -115,7 +128,6 @@ def spans(action: str, span: int | None, as_json: bool, root: str) -> None:
     """List the spans; 'spans accept N' lets a span in that was set aside."""
     from pipeline.continuous import spans, state
     from pipeline.continuous import story as stories
-    from pipeline.errors import UserError
 
     root = os.path.abspath(root)
     if action == "accept":
@@ -182,6 +194,7 @@ def _show_spans(rows: list[dict[str, Any]]) -> None:
     "--submit ARGUMENTS",
     "run each span on Kubeflow: more arguments of 'mnist-ae kubeflow submit' in one word, "
     "such as '--host http://localhost:8888'",
+    type=_Words(),
 )
 @option("--target HOST:PORT", "the live server's gRPC port")
 @option("--base-path PATH", "the model's folder as that server sees it")
@@ -190,7 +203,7 @@ def _show_spans(rows: list[dict[str, Any]]) -> None:
     "its metrics, such as http://localhost:8501/monitoring/prometheus/metrics: served "
     "errors decide on a canary, and rising ones start a run on sampled requests",
 )
-@option("--metrics-port PORT", "serve Prometheus metrics of the watcher", type=int)
+@option("--metrics-port PORT", "serve Prometheus metrics of the watcher", type=PORT)
 @options.as_json("events, or the status, as JSON")
 def watch(
     action: str,
@@ -199,7 +212,7 @@ def watch(
     once: bool,
     cold: bool,
     auto_promote: bool,
-    submit: str | None,
+    submit: list[str] | None,
     target: str | None,
     base_path: str | None,
     served_metrics: str | None,
@@ -213,11 +226,9 @@ def watch(
     if action == "status":
         _show_status(source.root or locate.DEFAULT_ROOT, as_json)
         return 0
-    import shlex
     import signal
 
     from pipeline.continuous import events, watcher
-    from pipeline.errors import UserError
 
     config = source.load()
     if auto_promote and not target:
@@ -233,7 +244,7 @@ def watch(
         base_path=base_path,
         metrics_url=served_metrics,
         metrics_port=metrics_port,
-        submit=None if submit is None else shlex.split(submit),
+        submit=submit,
     )
 
     def say(record: dict[str, Any]) -> None:

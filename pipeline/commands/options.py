@@ -67,6 +67,7 @@ def flag(spelling: str, text: str, *, to: str | None = None) -> Decorator:
 
 POSITIVE = Number(min=0, min_open=True)
 COUNT = Integer(min=1)
+PORT = Integer(0, 65535)
 
 
 def _root(default: str | None) -> Decorator:
@@ -77,6 +78,8 @@ def _root(default: str | None) -> Decorator:
         envvar=locate.ROOT_VARIABLE,
         show_envvar=True,
         show_default=locate.DEFAULT_ROOT,
+        # As in `--root "$FOLDER"` where there is no such variable.
+        callback=lambda ctx, param, value: value or param.resolve_envvar_value(ctx) or default,
     )
 
 

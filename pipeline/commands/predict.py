@@ -13,6 +13,7 @@ from pipeline.commands import options
 from pipeline.commands.connection import asked, asked_about_images
 from pipeline.commands.group import command
 from pipeline.commands.options import COUNT, option
+from serving.errors import InputError
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
@@ -165,8 +166,6 @@ def _read_codes(path: pathlib.Path) -> Any:
       InputError: There is none, or it holds no codes.
     """
     import numpy as np
-
-    from serving.errors import InputError
 
     try:
         data = path.read_bytes()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.commands import options
 from pipeline.commands.group import command
 from pipeline.commands.options import flag
+from pipeline.errors import UserError
 from serving.errors import Error
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ def run(
     source = source.below(*["cache=false"] * no_cache, *["tuner.enabled=true"] * tune)
     names = _chosen_models(source.model)
     configs = [dataclasses.replace(source, model=name).load() for name in names]
-    from pipeline.errors import UserError
     from pipeline.locking import locked
 
     if len(configs) > 1 and configs[0].pusher.name is not None:
@@ -72,7 +72,6 @@ def _with_data(
     from pipeline import console
     from pipeline.commands.data import find_dataset
     from pipeline.config import check_labels
-    from pipeline.errors import UserError
 
     with console.RunDisplay(sys.stderr) as display:
         data = configs[0].data

@@ -14,6 +14,7 @@ from pipeline import leaderboard
 from pipeline.commands import options
 from pipeline.commands.group import command
 from pipeline.commands.options import flag, option
+from pipeline.errors import UserError
 
 
 @command()
@@ -48,7 +49,6 @@ def report(name: str | None, root: str, show_path: bool, card: bool) -> None:
     RUN is a run, the beginning of one, or a model, whose last run is taken; default: the last.
     """
     from pipeline import runs
-    from pipeline.errors import UserError
 
     record = runs.choose(runs.some_runs(root), name)
     folder = pathlib.Path(record.report_uri or "")

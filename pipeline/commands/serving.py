@@ -11,7 +11,9 @@ import click
 
 from pipeline.commands import connection, options
 from pipeline.commands.group import Group, command
-from pipeline.commands.options import COUNT, POSITIVE, Integer, option
+from pipeline.commands.options import COUNT, PORT, POSITIVE, Integer, option
+from serving import locate
+from serving.errors import InputError
 
 if TYPE_CHECKING:
     from serving.locate import ModelFolder
@@ -20,14 +22,11 @@ if TYPE_CHECKING:
     Labels = contextlib.AbstractContextManager[tuple[Rollout, ModelFolder, str]]
 
 
-_PORT = Integer(0, 65535)
-
-
 @command()
 @click.argument("model", required=False, metavar="[MODEL_OR_FOLDER]")
 @options.root
-@option("--port", "gRPC port; 0 is any free one", type=_PORT, default=8500)
-@option("--rest-port", "REST port; 0 is any free one", type=_PORT, default=8501)
+@option("--port", "gRPC port; 0 is any free one", type=PORT, default=8500)
+@option("--rest-port", "REST port; 0 is any free one", type=PORT, default=8501)
 @option("--host", "address to listen on; 0.0.0.0 for the whole network", default="127.0.0.1")
 @option(
     "--backend",
@@ -78,8 +77,7 @@ def serve(
     import logging
 
     from pipeline import console
-    from serving import launcher, locate
-    from serving.errors import InputError
+    from serving import launcher
 
     folder = locate.find(model, pathlib.Path(root))
     config = locate.config_path(pathlib.Path(root))
@@ -113,8 +111,6 @@ def serve(
 @options.together(*connection.OPTIONS)
 def status(root: str, model: str | None, target: str | None, **others: Any) -> None:
     """Show the versions of a model, on a server or in its folder."""
-    from serving import locate
-
     if target is None:
         folder = locate.find(model, pathlib.Path(root))
         print(f"{folder.name} in {folder.path}")
@@ -144,7 +140,6 @@ def _rollout(
     timeout: float,
 ) -> Iterator[tuple[Rollout, ModelFolder, str]]:
     """What moves the labels, the model, and where they are."""
-    from serving import locate
     from serving.rollout import ConfigFile, Rollout
 
     folder = locate.find(model, pathlib.Path(root))

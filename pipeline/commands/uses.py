@@ -15,6 +15,8 @@ from pipeline.commands import options
 from pipeline.commands.connection import in_folder
 from pipeline.commands.group import command
 from pipeline.commands.options import COUNT, Integer, flag, option
+from pipeline.errors import UserError
+from serving import locate
 
 _SHEET_LIMIT = 64
 
@@ -39,7 +41,6 @@ def search(
     import numpy as np
 
     from pipeline import console, runs
-    from pipeline.errors import UserError
     from serving import images
     from serving.uses import search
 
@@ -90,8 +91,7 @@ def compress(
     """Store images as quantised codes."""
     import numpy as np
 
-    from pipeline.errors import UserError
-    from serving import images, locate
+    from serving import images
     from serving.uses import codecs
     from serving.uses import compress as codec
 
@@ -153,8 +153,7 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
     """Turn a compressed file into images."""
     from components.mnist_example_gen.idx import write_idx
     from pipeline import output_files
-    from pipeline.errors import UserError
-    from serving import images, locate
+    from serving import images
     from serving.uses import compress as codec
 
     compressed = codec.load(pathlib.Path(file))
@@ -226,8 +225,6 @@ def infer(
     import time
 
     from pipeline import config, console
-    from pipeline.errors import UserError
-    from serving import locate
 
     folder = locate.find(model, pathlib.Path(root))
     if not os.path.exists(source):

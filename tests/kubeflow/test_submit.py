@@ -107,7 +107,7 @@ def test_a_schedule_made_again_takes_the_place_of_the_first(backend, capsys):
         (["--cron", "whenever"], "six fields"),
         (["--every", "5"], "such as 15m"),
         (["--every", "10s"], "at least 60s"),
-        (["--every", "1h", "--max-concurrency", "11"], "1 to 10"),
+        (["--every", "1h", "--max-concurrency", "11"], "11 is not in the range 1<=x<=10"),
         (["--every", "1h", "--param", "epoch=3"], "did you mean 'epochs'"),
         (["--every", "1h", "--param", "epochs=-3"], "whole number"),
         (["--every", "1h", "--param", "model=simpel"], "simple"),

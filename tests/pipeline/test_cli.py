@@ -130,6 +130,20 @@ MISTAKES = {
     "no number": (lambda f: ["generate", "--n", "x"], "'x' is not a valid integer"),
     "out of bounds": (lambda f: ["serve", "--port", "99999"], "99999"),
     "not a number": (lambda f: ["watch", "--interval", "nan"], "--interval"),
+    "no port": (lambda f: ["watch", "--metrics-port", "70000"], "70000"),
+    "an open quote": (lambda f: ["watch", "--submit", "'"], "No closing quotation"),
+    "an open quote in a value": (
+        lambda f: ["watch", "--set", 'continuous.notify_command="say \'yes"'],
+        "notify_command",
+    ),
+    "no time": (
+        lambda f: ["kubeflow", "status", "r", "--host", "http://h", "--timeout", "0"],
+        "--timeout",
+    ),
+    "less than no time": (
+        lambda f: ["kubeflow", "wait", "r", "--host", "http://h", "--interval", "-1"],
+        "--interval",
+    ),
     "endless": (lambda f: ["watch", "--interval", "inf"], "--interval"),
     "unknown choice": (lambda f: ["serve", "--backend", "cloud"], "'embedded'"),
     "no action": (lambda f: ["rollout"], "missing ACTION; see 'mnist-ae rollout --help'"),

@@ -16,6 +16,11 @@ def test_runs_of_an_empty_root(invoke, tmp_path):
     assert json.loads(invoke("runs", "--json").stdout) == []
 
 
+def test_an_empty_root_is_none_at_all(invoke, tmp_path):
+    # As of `--root "$FOLDER"` where there is no such variable.
+    assert invoke("runs", "--root", "").stdout == invoke("runs").stdout
+
+
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_what_needs_a_run_says_how_to_get_one(invoke, command):
     done = invoke(command)
