@@ -360,7 +360,7 @@ class PipelineConfig(Settings):
       cache: Use again what was computed from the same input.
       data: What to train on.
       model: The selected model and its hyper-parameters.
-      trainer: How to train.
+      trainer: How to train; what is not said is as the catalogue has it.
       tuner: The search for better hyper-parameters.
       evaluator: When a model is good enough.
       validator: What it must show before it is pushed.
@@ -398,12 +398,8 @@ class PipelineConfig(Settings):
         digits = "" if kept is None else "-only-" + "".join(map(str, kept))
         return self.model.name + digits
 
-    def training_options(self) -> TrainingOptions:
-        """``trainer`` with the catalogue's values for what was not said."""
-        return self.trainer
-
     def warm_options(self) -> dict[str, Any]:
-        """What of :meth:`training_options` is another in a warm start."""
+        """What of ``trainer`` is another in a warm start."""
         own = self.continuous
         return {
             "epochs": own.warm_epochs or max(1, math.ceil(self.trainer.epochs / 3)),

@@ -196,10 +196,8 @@ def tuner(
     """
     if not config.tuner.enabled:
         return None
-    options = config.training_options()
-    search = TunerOptions(
-        trials=config.tuner.trials, epochs=config.tuner.epochs or max(1, options.epochs // 5)
-    )
+    epochs = config.tuner.epochs or max(1, config.trainer.epochs // 5)
+    search = TunerOptions(trials=config.tuner.trials, epochs=epochs)
     return Tuner(
         tuner_fn="trainer.tuner_fn.tuner_fn",
         examples=_examples(examples),
@@ -470,7 +468,7 @@ def _custom_config(config: PipelineConfig, *, warm: bool, **special: Any) -> dic
     """What the Trainer and the Tuner are told; part of their cache keys."""
     return CustomConfig(
         model=config.model,
-        options=config.training_options(),
+        options=config.trainer,
         facts={"servable": config.servable},
         warm=config.warm_options() if warm else {},
         **special,

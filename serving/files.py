@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 import struct
 import uuid
 from collections.abc import Iterator
@@ -75,30 +74,6 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces a file in one step by a value as indented JSON."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def new_folder(final: Path, *, prefix: str = ".new-") -> Iterator[pathlib.Path]:
-    """An empty folder that becomes ``final`` when the block ends well.
-
-    It lies beside the final place, whose parents are made, and is removed
-    after an exception. A process that is killed leaves it behind, under a name
-    that begins with ``prefix``.
-
-    Args:
-      final: The folder to publish; must not exist, or be empty.
-      prefix: What the temporary name begins with.
-    """
-    target = pathlib.Path(final)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f"{prefix}{uuid.uuid4().hex}"
-    staging.mkdir()
-    try:
-        yield staging
-        publish(staging, target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def publish(staging: Path, final: Path) -> None:

@@ -10,8 +10,7 @@ def load(*assignments, path=None):
 
 def test_the_defaults_are_complete():
     loaded = load()
-    options = loaded.training_options()
-    assert None not in options.model_dump().values()
+    assert None not in loaded.trainer.model_dump().values()
     assert loaded.servable == loaded.model.name
 
 

@@ -33,22 +33,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: pathlib.P
     assert os.listdir(tmp_path) == ["state"]
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
-    final = tmp_path / "a" / "final"
-    with pytest.raises(KeyError), files.new_folder(final) as staging:
-        (staging / "half").touch()
-        raise KeyError
-    assert os.listdir(final.parent) == []
-    with files.new_folder(final, prefix=".mine-") as staging:
-        assert staging.name.startswith(".mine-")
-        (staging / "whole").touch()
-        assert not final.exists()
-    assert os.listdir(final.parent) == ["final"]
-    with pytest.raises(OSError), files.new_folder(final):
-        pass
-    assert os.listdir(final) == ["whole"]
-
-
 HOLD = """
 import sys
 from serving import files

@@ -24,7 +24,7 @@ def job_of(custom_config: CustomConfig, **places) -> TrainingJob:
 
 def custom_config(*assignments: str) -> CustomConfig:
     loaded = config.load(None, assignments)
-    return CustomConfig(model=loaded.model, options=loaded.training_options())
+    return CustomConfig(model=loaded.model, options=loaded.trainer)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
