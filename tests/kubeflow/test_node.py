@@ -86,32 +86,56 @@ def states_of(place, node: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def started(driver, place, task: str, node: str, state: int, *more: str):
-    """A node's process, from when its execution has a state in the store."""
-    with subprocess.Popen(
-        [*driver.command(task, {}, RUN), *more], stderr=subprocess.PIPE, text=True
-    ) as process:
+def started(command: list[str]):
+    """A node's process, which does not outlive the test."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            # Another process writes the store: nothing to wait on but what it holds.
-            ended = None
-            while state not in states_of(place, node):
-                # It may have ended after the store was read, so that is read once more.
-                assert ended is None, process.stderr.read()
-                ended = process.poll()
-                time.sleep(0.01)
             yield process
         finally:
             process.kill()
 
 
+def scripted(driver, script: str, task: str, *more: str) -> list[str]:
+    """A node's command around a script."""
+    command = [*driver.command(task, {}, RUN), *more]
+    return [sys.executable, "-c", script, *command[command.index("kubeflow.node") + 1 :]]
+
+
+# A node that stops where its work begins, as if that took for ever.
+HELD = """
+import os, signal, sys
+from tfx.orchestration.portable import python_executor_operator as operator
+from kubeflow import node
+
+def hold(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return run(*arguments)
+
+run, operator.run_with_executor = operator.run_with_executor, hold
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
 @contextlib.contextmanager
 def at_work(driver, place, task: str, node: str, *more: str):
-    """A node that is held in the middle of its work, however busy the machine is."""
-    with started(driver, place, task, node, STATES.RUNNING, *more) as process:
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-        assert STATES.RUNNING in states_of(place, node)
+    """A node that is held in its work, however busy the machine is."""
+    with started(scripted(driver, HELD, task, *more)) as process:
+        # Its end, too, would be the end of the wait.
+        how = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert how.si_code == os.CLD_STOPPED, process.communicate()[1][-2_000:]
+        assert states_of(place, node)[-1] == STATES.RUNNING
         yield process
+
+
+@pytest.fixture
+def volume(tmp_path) -> tuple[pathlib.Path, list[str]]:
+    """A volume without an execution, and a node's arguments that lead to it."""
+    url = f"sqlite://{tmp_path}/metadata.sqlite"
+    stores.open_store(stores.connection(url, None), url, patience=0)
+    return tmp_path, [f"--metadata-url={url}", f"--pipeline-root={tmp_path}/pipeline"]
+
+
+INGEST = ("mnist-example-gen", "MnistExampleGen")
 
 
 def test_a_killed_attempt_is_cleared_away_and_done_again(ingested, driver, place):
@@ -129,42 +153,17 @@ def test_a_killed_attempt_is_cleared_away_and_done_again(ingested, driver, place
     assert folders == [os.path.basename(statistics.uri)]
 
 
-@pytest.fixture
-def volume(place, tmp_path) -> tuple[pathlib.Path, list[str]]:
-    """A volume without an execution, and a node's arguments that lead to it."""
-    url = f"sqlite://{tmp_path}/metadata.sqlite"
-    stores.open_store(stores.connection(url), url)
-    return tmp_path, [f"--metadata-url={url}", f"--pipeline-root={tmp_path}/pipeline"]
-
-
-INGEST = ("mnist-example-gen", "MnistExampleGen")
-
-
-def assert_it_says_one_thing(process, stderr: str, folder, code: int, message: str, state) -> None:
-    """Interrupted, or done in spite of it: log, exit code and store agree.
-
-    Which of the two is nobody's promise: libraries may lose an interruption,
-    which is repeated every second, and the work may end before.
-    """
-    ends = [line for line in stderr.splitlines() if "done in" in line or "error:" in line]
-    if process.returncode == 0:
-        assert len(ends) == 1 and "done in" in ends[0], stderr[-2_000:]
-        assert states_of(folder, INGEST[1]) == [STATES.COMPLETE]
-    else:
-        assert process.returncode == code, stderr[-2_000:]
-        assert ends[-1:] == [f"{INGEST[1]}: error: {message}"] and "done in" not in stderr
-        assert states_of(folder, INGEST[1]) == [state]
-
-
 def test_a_cancelled_node_says_so_in_the_store(driver, volume):
     folder, words = volume
-    with at_work(driver, folder, *INGEST, *words) as process:
+    task, node_id = INGEST
+    with at_work(driver, folder, task, node_id, *words) as process:
         process.terminate()
         process.send_signal(signal.SIGCONT)
         _, stderr = process.communicate()
-    assert_it_says_one_thing(
-        process, stderr, folder, 143, "cancelled (SIGTERM)", STATES.CANCELED
-    )  # fmt: skip
+    assert process.returncode == 143, stderr[-2_000:]
+    assert stderr.splitlines()[-1] == f"{node_id}: error: cancelled (SIGTERM)"
+    assert "done in" not in stderr
+    assert states_of(folder, node_id) == [STATES.CANCELED]
 
 
 # A node whose ingestion is told to stop while Beam runs it.
@@ -180,12 +179,6 @@ def stop(element, *rest):
 write, executor.write_shard = executor.write_shard, stop
 sys.exit(node.main(sys.argv[1:]))
 """
-
-
-def scripted(driver, script: str, task: str, *more: str) -> list[str]:
-    """A node's command around a script."""
-    command = [*driver.command(task, {}, RUN), *more]
-    return [sys.executable, "-c", script, *command[command.index("kubeflow.node") + 1 :]]
 
 
 def test_a_node_that_is_cancelled_inside_beam_says_so_everywhere(driver, volume):
@@ -231,25 +224,35 @@ def test_contended_metadata_is_tried_again(driver, volume):
 
 def test_a_node_that_is_told_to_stop_when_its_work_is_done_is_done(driver, volume):
     folder, words = volume
-    with started(driver, folder, *INGEST, STATES.COMPLETE, *words) as process:
+    task, node_id = INGEST
+    with started([*driver.command(task, {}, RUN), *words]) as process:
+        # Another process writes the store: nothing to wait on but what it holds.
+        ended = None
+        while STATES.COMPLETE not in states_of(folder, node_id):
+            assert ended is None, process.communicate()[1][-2_000:]
+            ended = process.poll()
+            time.sleep(0.01)
         process.terminate()
         _, stderr = process.communicate()
     # It had seconds of tidying up to do, or none: either way it was done.
     assert process.returncode == 0, stderr[-2_000:]
-    assert stderr.count("MnistExampleGen done in") == 1
+    assert stderr.count(f"{node_id} done in") == 1
     assert "error:" not in stderr
-    assert states_of(folder, INGEST[1]) == [STATES.COMPLETE]
+    assert states_of(folder, node_id) == [STATES.COMPLETE]
 
 
 def test_a_node_that_takes_too_long_gives_up(driver, volume):
     folder, words = volume
-    with at_work(driver, folder, *INGEST, *words, "--timeout=3600") as process:
+    task, node_id = INGEST
+    with at_work(driver, folder, task, node_id, *words, "--timeout=3600") as process:
         process.send_signal(signal.SIGALRM)  # an hour later
         process.send_signal(signal.SIGCONT)
         _, stderr = process.communicate()
-    assert_it_says_one_thing(
-        process, stderr, folder, 124, "gave up after its 3600 s (timeout_seconds)", STATES.FAILED
-    )  # fmt: skip
+    assert process.returncode == 124, stderr[-2_000:]
+    last = stderr.splitlines()[-1]
+    assert last == f"{node_id}: error: gave up after its 3600 s (timeout_seconds)"
+    assert "done in" not in stderr
+    assert states_of(folder, node_id) == [STATES.FAILED]
 
 
 def test_a_limit_of_a_second_is_kept(ingested, driver, place):
