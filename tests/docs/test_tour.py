@@ -55,7 +55,12 @@ def test_the_tour_runs(trained_run, tmp_path, monkeypatch):
         if cell.cell_type == "code"
     ]
     assert "4500 train" in text[0]
-    assert text[1].count("cached") >= 12
+    # All but ServingValidator, which the shared run gave more time, and what takes its verdict.
+    assert [line.split()[0] for line in text[1].splitlines() if "cached" not in line] == [
+        "ServingValidator",
+        "Pusher",
+        "RunReport",
+    ]
     assert f"{trained_run.result['metrics']['overall']['mse']:.4f}" in text[2]
     assert trained_run.model_path.rsplit("/", 1)[1] in text[3] or "PushedModel" in text[3]
     assert "JPEG" in text[6] and "training image" in text[7]
