@@ -169,11 +169,6 @@ CASES = (
 )
 
 
-def find_case(key: str) -> Case:
-    """The case kept under ``key``."""
-    return next(case for case in CASES if case.key == key)
-
-
 @dataclasses.dataclass(frozen=True)
 class Mnist:
     """MNIST in memory.

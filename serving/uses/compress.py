@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from serving.client import ReconstructionClient
 
 FORMAT = "mnist-ae codes 1"
-MAX_BITS = 16
 
 
 @dataclasses.dataclass(frozen=True)
