@@ -127,16 +127,25 @@ class GrpcTransport:
 
     def signature_defs(self) -> Any:
         """The model's ``SignatureDefMap``."""
-        address = self.address
-        request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = address.model
-        if address.version is not None:
-            request.model_spec.version.value = address.version
-        elif address.label is not None:
-            request.model_spec.version_label = address.label
-        data = self._call(PREDICTION_SERVICE, "GetModelMetadata", request)
-        response = protos.GetModelMetadataResponse.FromString(data)
+        response = self._metadata(self.address.version, self.address.label)
         return protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+
+    def version_of(self, label: str) -> int | None:
+        """The version that answers for a label, or None; the status tells no labels."""
+        try:
+            return int(self._metadata(None, label).model_spec.version.value)
+        except errors.ModelNotFoundError:
+            return None
+
+    def _metadata(self, version: int | None, label: str | None) -> Any:
+        request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self.address.model
+        if version is not None:
+            request.model_spec.version.value = version
+        elif label is not None:
+            request.model_spec.version_label = label
+        data = self._call(PREDICTION_SERVICE, "GetModelMetadata", request)
+        return protos.GetModelMetadataResponse.FromString(data)
 
     def reload(self, config: Any) -> None:
         """Sends a ``ModelServerConfig`` with HandleReloadConfigRequest; never retried."""

@@ -263,6 +263,9 @@ class Model:
                 continue
             version.path, version.error, version.state = path, None, VersionState.START
             self._loader.load(self, version)
+        for number in self.versions.keys() - self.aspired.keys():
+            # One that failed, went and comes again is tried again.
+            self.versions[number].fingerprint = ()
         # The old ones leave when a new one answers, or when none is wanted.
         if not self.aspired or self.serving.servables.keys() & self.aspired.keys():
             for number in self.serving.servables.keys() - self.aspired.keys():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 from serving.standin.lifecycle import Loader, Model, Serving, Version
 from serving.standin.servable import Servable
-from serving.standin.settings import ModelSettings
+from serving.standin.settings import ModelSettings, ServerOptions, located
 from serving.standin.status import Code, StatusError
 
 _log = logging.getLogger(__name__)
@@ -22,12 +23,14 @@ class Models:
 
     Args:
       loader: Loads versions.
-      poll_interval: Seconds between looks at the folders.
+      options: How often to look at the folders, and how to reload.
     """
 
-    def __init__(self, loader: Loader, poll_interval: float) -> None:
+    def __init__(self, loader: Loader, options: ServerOptions) -> None:
         self._loader = loader
-        self._poll_interval = poll_interval
+        self._poll_interval = options.poll_interval
+        self._real_reloads = options.real_reloads
+        self._config_file = options.config_file
         self._models: dict[str, Model] = {}
         self._changed = threading.Condition(threading.RLock())
         self._reloading = threading.Lock()
@@ -124,15 +127,23 @@ class Models:
                 return
             with self._changed:
                 known = {name for name, model in self._models.items() if not model.removed}
+                if self._real_reloads:
+                    self._refuse_labels({name: self._models[name].labels for name in known}, models)
                 # Labels move before the policy can unload what they leave, and
                 # in the same instant for requests: a rollback loses none.
                 for name in known & models.keys():
-                    if not self._models[name].unavailable(models[name].labels):
-                        self._models[name].set_labels(models[name].labels)
+                    labels = models[name].labels
+                    if self._real_reloads or not self._models[name].unavailable(labels):
+                        self._models[name].set_labels(labels)
                 self._configure(models)
-            self._wake.set()
+            if not self._real_reloads:
+                self._wake.set()
             self._await_new([name for name in models if name not in known], deadline)
-            self._assign_labels(models)
+            with self._changed:
+                if not self._real_reloads:
+                    self._refuse_labels({name: {} for name in models}, models)
+                for name, settings in models.items():
+                    self._models[name].set_labels(settings.labels)
         finally:
             self._reloading.release()
 
@@ -140,6 +151,8 @@ class Models:
         for name in self._models.keys() - models.keys():
             self._models[name].remove()
         for name, settings in models.items():
+            if self._config_file is not None:
+                settings = located(settings, os.path.dirname(os.path.abspath(self._config_file)))
             if name in self._models:
                 self._models[name].configure(settings)
             else:
@@ -171,17 +184,28 @@ class Models:
             )
             raise StatusError(Code.UNKNOWN, f"{count} model(s) did not become available: {errors}")
 
-    def _assign_labels(self, models: Mapping[str, ModelSettings]) -> None:
-        with self._changed:
-            for name, settings in models.items():
-                if missing := self._models[name].unavailable(settings.labels):
-                    raise StatusError(
-                        Code.FAILED_PRECONDITION,
-                        f"Request to assign label to version {missing[0]} of model {name}, which "
-                        "is not currently available for inference",
-                    )
-            for name, settings in models.items():
-                self._models[name].set_labels(settings.labels)
+    def _refuse_labels(
+        self, before: Mapping[str, Mapping[str, int]], models: Mapping[str, ModelSettings]
+    ) -> None:
+        """Refuses labels that come to a version which does not answer.
+
+        Args:
+          before: The labels by model; with ``real_reloads`` one that was
+            nowhere may go anywhere, as the flag of that name has it.
+          models: Whose labels are to be moved; those not in ``before`` are not looked at.
+        """
+        for name in before.keys() & models.keys():
+            moved = {
+                label: number
+                for label, number in models[name].labels.items()
+                if not self._real_reloads or before[name].get(label, number) != number
+            }
+            if missing := self._models[name].unavailable(moved):
+                raise StatusError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {missing[0]} of model {name}, which "
+                    "is not currently available for inference",
+                )
 
     # Waiting and watching.
 

@@ -45,7 +45,7 @@ class EmbeddedServer:
         self.port = 0
         self.rest_port: int | None = None
         loader = Loader(handlers.warm_up, options.max_load_retries, options.load_retry_interval)
-        self.models = Models(loader, options.poll_interval)
+        self.models = Models(loader, options)
         self.metrics = Metrics(self.models.available)
         self._config = _ConfigFile(options, self.models)
         self.handlers = handlers.Handlers(self.models, self.metrics, self._config.supersede)
@@ -216,7 +216,7 @@ class _ConfigFile:
         complaint = ""
         while not stopping.wait(self._options.poll_interval):
             text = self._read()
-            if text is None or text == self._applied:
+            if text is None or (text == self._applied and not self._options.real_reloads):
                 continue
             try:
                 self._apply(text)
@@ -242,7 +242,7 @@ class _ConfigFile:
     def _apply(self, text: bytes) -> None:
         def still_wanted() -> bool:
             # An order by request may have come first, or the file changed again.
-            if self._applied == text or self._read() != text:
+            if self._read() != text or (self._applied == text and not self._options.real_reloads):
                 return False
             self._applied = text
             return True

@@ -75,6 +75,10 @@ class ServerOptions:
       load_retry_interval: Seconds between them.
       drain_timeout: Seconds that requests under way have when stopping.
       config_file: Read every ``poll_interval`` when it changed or appeared.
+      real_reloads: For tests: configurations are applied as TensorFlow Serving
+        does it. The file at every poll, changed or not; labels first, and
+        nothing where one moves to a version that does not answer; versions at
+        the next look at the folders, so that a failure is in the status till then.
     """
 
     models: Mapping[str, ModelSettings]
@@ -93,6 +97,7 @@ class ServerOptions:
     load_retry_interval: float = 1.0
     drain_timeout: float = 30.0
     config_file: str | None = None
+    real_reloads: bool = False
 
 
 def parse_models(text: str, source: str) -> dict[str, ModelSettings]:
@@ -137,6 +142,19 @@ def models_of(config: Any) -> dict[str, ModelSettings]:
             item.name, item.base_path, _policy(item), dict(item.version_labels)
         )
     return models
+
+
+def located(model: ModelSettings, folder: str) -> ModelSettings:
+    """The model where it is: a file that containers read, too, may have their paths.
+
+    Args:
+      model: As the file has it.
+      folder: The file's.
+    """
+    beside = os.path.join(folder, model.name)
+    if os.path.isdir(model.base_path) or not os.path.isdir(beside):
+        return model
+    return dataclasses.replace(model, base_path=beside)
 
 
 def _check_platform(item: Any) -> None:
