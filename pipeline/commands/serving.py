@@ -202,16 +202,24 @@ def rollback(labels: Labels) -> None:
 
 @rollout.command("list")
 @_labels
-def list_(labels: Labels) -> None:
-    """Show versions, labels and states."""
-    with labels as (rollout, folder, _):
-        states = rollout.states()
+def list_(labels: Labels) -> int:
+    """Show versions, labels and states; name every server that does not do what the file says.
+
+    The exit code is 1 where there is one.
+    """
+    with labels as (rollout, folder, where):
+        replicas = rollout.replicas()
+        astray = rollout.disagreements(replicas)
         known = rollout.labels.as_dict() if rollout.labels is not None else {}
     print(f"{folder.name} in {folder.path}")
+    states = {number for replica in replicas for number in replica.states}
     for version in sorted({*folder.versions, *states}, reverse=True):
         words = [label for label, number in known.items() if number == version]
-        if version in states:
-            words.append(states[version].state)
+        said = [r.states[version].state for r in replicas if version in r.states]
+        words += sorted(set(said))
         print(f"  {version}" + (f"  {', '.join(words)}" if words else ""))
     if not known:
         print("  no labels yet; begin with `mnist-ae rollout canary VERSION`")
+    for address, why in sorted(astray.items()):
+        print(f"  {address} does not follow {where.rpartition(' and ')[2]}: {why}")
+    return int(bool(astray))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import random
+import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import errors, locate, protos
+from serving import errors, files, locate, protos
 from serving.grpc_transport import GrpcTransport
 from serving.rollout import ConfigFile, Rollout
 from serving.standin.server import EmbeddedServer
@@ -202,3 +207,247 @@ def test_a_first_rollout_reaches_a_server_that_only_watches_the_file(
 
     assert server.models.wait_for(labelled, 300)
     assert server.models.wait_for(lambda: server.models.available() == {"m": [10, 20]}, 300)
+
+
+# As TensorFlow Serving: the file is applied at every poll, versions follow at the next look.
+REAL = {"real_reloads": True, "poll_interval": 0.1}
+NAME = "models.example"
+
+
+class Deployment:
+    """Replicas of one deployment: they share a volume, a port and a name."""
+
+    def __init__(self, root: pathlib.Path, start_server: Any, monkeypatch: Any, **options: Any):
+        settings = {"m": ModelSettings("m", str(root / "serving" / "m"))}
+        options = {**REAL, "config_file": str(locate.config_path(root)), **options}
+        first = start_server(settings, host="127.0.0.1", **options)
+        second = start_server(settings, host="127.0.0.2", port=first.port, **options)
+        self.servers = (first, second)
+        self.target = f"{NAME}:{first.port}"
+        known = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *rest, **more: [
+                item
+                for one in (("127.0.0.1", "127.0.0.2") if host == NAME else (host,))
+                for item in known(one, *rest, **more)
+            ],
+        )
+
+    def labels(self) -> list[dict[str, int]]:
+        """What each replica answers with, by label."""
+        found: list[dict[str, int]] = []
+        for server in self.servers:
+            with contextlib.closing(GrpcTransport(Address(server.address, "m"))) as transport:
+                asked = {name: transport.version_of(name) for name in ("stable", "canary")}
+            found.append({name: number for name, number in asked.items() if number is not None})
+        return found
+
+    def polls(self, times: int = 3) -> None:
+        """Waits until each replica has applied its file so many times more."""
+        for server in self.servers:
+            applied = threading.Semaphore(0)
+            reload = server.models.reload
+
+            def counting(*given: Any, reload: Any = reload, applied: Any = applied) -> None:
+                reload(*given)
+                applied.release()
+
+            server.models.reload = counting  # type: ignore[method-assign]
+            for _ in range(times):
+                applied.acquire()
+            server.models.reload = reload  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def deployment(root: pathlib.Path, start_server: Any, monkeypatch: Any) -> Deployment:
+    return Deployment(root, start_server, monkeypatch)
+
+
+class Callers:
+    """Threads that call a label of both replicas without pause or retry."""
+
+    def __init__(self, deployment: Deployment, threads: int = 8) -> None:
+        self.failures: list[Exception] = []
+        self.answers = 0
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._call, args=(server.address, label))
+            for _ in range(threads // 4)
+            for server in deployment.servers
+            for label in ("stable", "canary")
+        ]
+
+    def _call(self, address: str, label: str) -> None:
+        choice = Address(address, "m", label=label, retries=0, timeout=300.0)
+        with contextlib.closing(GrpcTransport(choice)) as transport:
+            request = transport.request("serving_default", X, ())
+            while not self._stop.is_set():
+                try:
+                    transport.predict_serialised(request)
+                except errors.ServingError as error:
+                    self.failures.append(error)
+                self.answers += 1
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_a_rollout_is_not_undone_by_the_next_poll_of_any_replica(
+    deployment: Deployment, rollout: Callable[..., Rollout]
+) -> None:
+    live = {"target": deployment.target}
+    assert rollout(**live).canary(20).as_dict() == {"stable": 30, "canary": 20}
+    steps = [
+        ("promote", (), (20, 20)), ("rollback", (), (30, 30)), ("canary", (10,), (30, 10)),
+        ("rollback", (), (30, 30)), ("canary", (20,), (30, 20)), ("promote", (), (20, 20)),
+    ]  # fmt: skip
+    with Callers(deployment) as callers:
+        for order, arguments, (stable, canary) in steps:
+            getattr(rollout(**live), order)(*arguments)
+            expected = [{"stable": stable, "canary": canary}] * 2
+            assert deployment.labels() == expected
+            deployment.polls()
+            assert deployment.labels() == expected
+    assert callers.failures == [] and callers.answers > 100
+
+
+@pytest.mark.slow
+def test_shipped_polls_under_a_minute_of_load(
+    root: pathlib.Path, start_server: Any, monkeypatch: Any, rollout: Callable[..., Rollout]
+) -> None:
+    seconds = float(os.environ.get("SERVING_LOAD_SECONDS", "60"))
+    deployment = Deployment(root, start_server, monkeypatch, poll_interval=5.0)
+    live = {"target": deployment.target}
+    rollout(**live).canary(20)
+    end = time.monotonic() + seconds
+    steps = 0
+    with Callers(deployment) as callers:
+        while steps < 3 or time.monotonic() < end:
+            for order, arguments in (("canary", (20,)), ("promote", ()), ("rollback", ())):
+                labels = getattr(rollout(**live), order)(*arguments)
+                deployment.polls(2)
+                expected = {"stable": labels.stable, "canary": labels.canary}
+                assert deployment.labels() == [expected] * 2
+                steps += 1
+    print(f"{steps} orders, {callers.answers} answers, failures: {callers.failures[:3]}")
+    assert callers.failures == []
+
+
+def test_a_version_that_was_repaired_becomes_the_canary(
+    root: pathlib.Path, start_server: Any, monkeypatch: Any, rollout: Callable[..., Rollout]
+) -> None:
+    deployment = Deployment(root, start_server, monkeypatch, load_retry_interval=0.5)
+    live = {"target": deployment.target}
+    rollout(**live).canary(20)
+    rollout(**live).promote()
+    broken = root / "serving" / "m" / "40"
+    shutil.copytree(root / "serving" / "m" / "10", broken)
+    good = (broken / "saved_model.pb").read_bytes()
+    (broken / "saved_model.pb").write_bytes(b"no model")
+    before = locate.config_path(root).read_text()
+    for _ in range(2):  # the second time the failure of the first is in the status
+        with pytest.raises(errors.RolloutError, match="version 40 of model 'm' does not load"):
+            rollout(**live).canary(40)
+        assert locate.config_path(root).read_text() == before
+        assert deployment.labels() == [{"stable": 20, "canary": 20}] * 2
+    (broken / "saved_model.pb").write_bytes(good)
+    rollout(**live).canary(40)
+    assert deployment.labels() == [{"stable": 20, "canary": 40}] * 2
+
+
+def test_a_replica_that_does_not_follow_is_named(
+    deployment: Deployment, rollout: Callable[..., Rollout], root: pathlib.Path
+) -> None:
+    live = {"target": deployment.target, "timeout": 3.0}
+    rollout(**live).canary(20)
+    before = locate.config_path(root).read_text()
+    deployment.servers[1].stop(0)
+    gone = deployment.servers[1].address
+    with pytest.raises(errors.ServingError, match=f"not every server follows.*{gone}"):
+        rollout(**live).promote()
+    # Those that are there, and the one that comes back, do what the file says.
+    assert locate.config_path(root).read_text() != before
+    with contextlib.closing(rollout(**live)) as looking:
+        assert list(looking.disagreements(looking.replicas())) == [gone]
+    # A version that has to be loaded everywhere first is not begun.
+    after = locate.config_path(root).read_text()
+    shutil.copytree(root / "serving" / "m" / "10", root / "serving" / "m" / "40")
+    with pytest.raises(errors.RolloutError, match=f"{gone}.*labels stay as they were"):
+        rollout(**live).canary(40)
+    assert locate.config_path(root).read_text() == after
+
+
+def test_a_server_that_goes_its_own_way_is_named(
+    deployment: Deployment, rollout: Callable[..., Rollout]
+) -> None:
+    live = {"target": deployment.target}
+    rollout(**live).canary(20)
+    looking = rollout(**live)
+    assert looking.disagreements(looking.replicas()) == {}
+    first = deployment.servers[0]
+    first.models.reload = lambda *_: None  # type: ignore[method-assign]
+    with first.models._changed:
+        first.models._models["m"].set_labels({"stable": 30, "canary": 30})
+    assert looking.disagreements(looking.replicas()) == {first.address: "canary is 30, not 20"}
+
+
+def test_two_rollouts_at_once_are_one_and_a_refusal(
+    deployment: Deployment, rollout: Callable[..., Rollout]
+) -> None:
+    live = {"target": deployment.target}
+    rollout(**live).canary(20)
+    refused = []
+
+    def move(seed: int) -> None:
+        for _ in range(5):
+            try:
+                rollout(**live).canary(random.Random(seed).choice([10, 20, 30]))
+            except errors.RolloutError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=move, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("another rollout is under way" in text for text in refused)
+    labels = rollout(**live).labels
+    assert labels is not None
+    assert deployment.labels() == [{"stable": labels.stable, "canary": labels.canary}] * 2
+
+
+def test_a_file_that_cannot_be_written_moves_nothing(
+    deployment: Deployment, rollout: Callable[..., Rollout], root: pathlib.Path, monkeypatch: Any
+) -> None:
+    live = {"target": deployment.target}
+    rollout(**live).canary(20)
+    before = locate.config_path(root).read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", full)
+        with pytest.raises(errors.RolloutError, match="No space left"):
+            rollout(**live).promote()
+    deployment.polls()
+    assert deployment.labels() == [{"stable": 30, "canary": 20}] * 2
+    assert locate.config_path(root).read_text() == before
+
+
+def test_an_entry_keeps_the_path_by_which_its_servers_know_the_folder(
+    rollout: Callable[..., Rollout], root: pathlib.Path
+) -> None:
+    rollout(base_path="/models/m").canary(20)
+    rollout().promote()
+    [entry] = ConfigFile(locate.config_path(root)).read().model_config_list.config
+    assert entry.base_path == "/models/m"
