@@ -57,12 +57,24 @@ class Plan:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     timeout: float = 120.0
 
-    @property
-    def present_config(self) -> pathlib.Path | None:
-        """The rollout state, absolute, where there is one already."""
-        if self.config_file is None or not self.config_file.is_file():
-            return None
-        return self.config_file.absolute()
+    def models(self) -> dict[str, ModelSettings]:
+        """The models of the rollout's file, in the folders where they are here.
+
+        Raises:
+          InputError: It is no sound model configuration.
+        """
+        from serving.rollout import ConfigFile
+        from serving.standin.settings import located, models_of
+        from serving.standin.status import StatusError
+
+        if self.config_file is None:
+            return {}
+        try:
+            listed = models_of(ConfigFile(self.config_file).read())
+        except StatusError as error:
+            raise InputError(f"{self.config_file}: {error.message}") from None
+        folder = str(self.config_file.absolute().parent)
+        return {name: located(model, folder) for name, model in listed.items()}
 
 
 def choose(wanted: str) -> tuple[str, str]:
@@ -143,6 +155,7 @@ def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:
     if not plan.port or not plan.rest_port:
         raise InputError("port 0 (any free one) is for the embedded server; name the ports")
     say(f"backend: {'TensorFlow Serving' if chosen == 'binary' else 'Docker'} ({why})")
+    plan = _listed(plan, chosen, say)
     if chosen == "binary" and plan.host == "127.0.0.1":
         say(f"note: {BINARY} has no flag for the address and listens on all of them")
     command = binary_command(plan) if chosen == "binary" else docker_command(plan)
@@ -164,23 +177,60 @@ def binary_command(plan: Plan) -> list[str]:
 
 
 def docker_command(plan: Plan) -> list[str]:
-    """The command line of ``docker run``; folders keep their paths inside."""
-    config = plan.present_config
-    mounts = {str(plan.folder.path if config is None else config.parent), str(plan.folder.path)}
+    """The command line of ``docker run``; folders have the paths inside that the file says."""
+    mounts = {str(plan.folder.path): str(plan.folder.path)}
+    if plan.config_file is not None:
+        folder = str(plan.config_file.absolute().parent)
+        mounts = {folder: folder, **_paths_inside(plan)}
     if plan.batching_file is not None:
-        mounts.add(str(plan.batching_file.absolute()))
-    volumes = [f"--volume={path}:{path}:ro" for path in sorted(mounts)]
+        mounts[str(plan.batching_file.absolute())] = str(plan.batching_file.absolute())
+    volumes = [f"--volume={path}:{inside}:ro" for inside, path in sorted(mounts.items())]
     ports = [f"{plan.host}:{plan.port}:8500", f"{plan.host}:{plan.rest_port}:8501"]
     run = ["docker", "run", "--rm", "--init", *(f"--publish={port}" for port in ports), *volumes]
     served = ["--port=8500", "--rest_api_port=8501", *_model_flags(plan)]
     return [*run, "--entrypoint", BINARY, docker_image(), *served]
 
 
+def _paths_inside(plan: Plan) -> dict[str, str]:
+    """Folder of each listed model by the path that the file has for it."""
+    from serving.rollout import ConfigFile
+
+    assert plan.config_file is not None
+    here = plan.models()
+    listed = ConfigFile(plan.config_file).read().model_config_list.config
+    return {item.base_path: here[item.name].base_path for item in listed}
+
+
+def _listed(plan: Plan, backend: str, say: Callable[[str], None]) -> Plan:
+    """The plan with a file that lists its model: TensorFlow Serving reads it only if it began so.
+
+    Raises:
+      InputError: A listed model is not there; TensorFlow Serving would not listen.
+    """
+    from serving.rollout import ConfigFile, RolloutError, ensure_listed
+
+    if plan.config_file is None:
+        return plan
+    try:
+        ensure_listed(plan.folder, ConfigFile(plan.config_file))
+    except RolloutError as error:
+        if plan.config_file.exists():
+            raise
+        say(f"note: {error}; no rollout will reach this server")
+        return dataclasses.replace(plan, config_file=None)
+    for inside, path in _paths_inside(plan).items():
+        if not os.path.isdir(inside if backend == "binary" else path):
+            raise InputError(
+                f"{plan.config_file}: {inside} is not here; correct the file, or order a rollout "
+                "with --base-path"
+            )
+    return plan
+
+
 def _model_flags(plan: Plan) -> list[str]:
-    config = plan.present_config
-    if config is not None:
+    if plan.config_file is not None:
         models = [
-            f"--model_config_file={config}",
+            f"--model_config_file={plan.config_file.absolute()}",
             "--model_config_file_poll_wait_seconds=1",
             "--allow_version_labels_for_unavailable_models=true",
         ]
@@ -207,25 +257,18 @@ def settings_of(plan: Plan) -> dict[str, ModelSettings]:
     Those of the rollout's file, and the one asked for. A listed model whose
     folder is gone is left out with a word on stderr.
     """
-    from serving.rollout import ConfigFile
-    from serving.standin.settings import ModelSettings, models_of
-    from serving.standin.status import StatusError
+    from serving.standin.settings import ModelSettings
     from serving.standin.versions import VersionPolicy
 
     folder = plan.folder
-    models: dict[str, ModelSettings] = {}
-    if plan.config_file is not None:
-        try:
-            models = models_of(ConfigFile(plan.config_file).read())
-        except StatusError as error:
-            raise InputError(f"{plan.config_file}: {error.message}") from None
-        for name in [name for name in models if not os.path.isdir(models[name].base_path)]:
-            print(
-                f"warning: {plan.config_file} lists {name!r}, whose folder "
-                f"{models[name].base_path} is missing; leaving it out",
-                file=sys.stderr,
-            )
-            del models[name]
+    models = plan.models()
+    for name in [name for name in models if not os.path.isdir(models[name].base_path)]:
+        print(
+            f"warning: {plan.config_file} lists {name!r}, whose folder "
+            f"{models[name].base_path} is missing; leaving it out",
+            file=sys.stderr,
+        )
+        del models[name]
     if folder.version is not None:
         policy = VersionPolicy("specific", versions=(folder.version,))
         models[folder.name] = ModelSettings(folder.name, str(folder.path), policy)

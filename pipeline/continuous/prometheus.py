@@ -66,6 +66,9 @@ class Collector:
             value = state.gauges.get(name)
             if value is not None:
                 yield GaugeMetricFamily(_PREFIX + name, text, value=value)
+        if state.serving is not None:
+            text = "Version that callers of stable get"
+            yield GaugeMetricFamily(_PREFIX + "serving_version", text, value=state.serving)
         seen = state.gauges.get("last_wakeup_timestamp_seconds")
         if seen is not None:
             yield GaugeMetricFamily(

@@ -119,8 +119,11 @@ def test_compiled_file_configuration_and_manifests_agree():
     mounts = {m["name"]: m for m in pod["containers"][0]["volumeMounts"]}
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["models"]["persistentVolumeClaim"]["claimName"] == cluster.volume_claim
-    pushed = pathlib.PurePosixPath(cluster.mount_path) / mounts["models"]["subPath"]
-    assert str(pushed) == cluster.push_dir
+    (start,) = pod["initContainers"]
+    (writable,) = [m for m in start["volumeMounts"] if m["name"] == "models"]
+    for mount in (mounts["models"], writable):
+        pushed = pathlib.PurePosixPath(cluster.mount_path) / mount["subPath"]
+        assert str(pushed) == cluster.push_dir
     maps = [t for t in things if t["kind"] == "ConfigMap"]
     models = serving_settings.parse_models(maps[0]["data"]["models.config"], "models.config")
     assert list(models) == [parsed.servable] == ["best"]
@@ -182,11 +185,14 @@ def test_kserve_serves_the_pushed_folder_instead_of_the_deployment():
     assert not [t for t in things if t["kind"] == "Deployment"]
 
 
-def test_the_bucket_is_served_without_the_volume():
-    deployment = of(built("overlays/gcs"), "Deployment", "mnist-ae-serving")
-    pod = deployment["spec"]["template"]["spec"]
-    assert "models" not in {v["name"] for v in pod["volumes"]}
-    assert "models" not in {m["name"] for m in pod["containers"][0]["volumeMounts"]}
+def test_of_a_bucket_only_the_configuration_is_on_the_volume():
+    things = built("overlays/gcs")
+    pod = of(things, "Deployment", "mnist-ae-serving")["spec"]["template"]["spec"]
+    assert "--model_config_file=/models/models.config" in pod["containers"][0]["args"]
+    assert "models" in {v["name"] for v in pod["volumes"]}
+    (start,) = [t for t in things if t["kind"] == "ConfigMap"]
+    models = serving_settings.parse_models(start["data"]["models.config"], "models.config")
+    assert [m.base_path for m in models.values()] == ["gs://BUCKET/models/best"]
 
 
 def test_the_options_for_flink_are_those_of_its_manifests():
