@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from serving import errors, protos, wire
-from serving.standin import handlers
+from serving.standin.predict import run_request
 from serving.standin.servable import Servable
 from serving.standin.status import StatusError
-from serving.transport import Address, Arrays, VersionStatus, translate
+from serving.transport import Address, Arrays, Transport, VersionStatus, translate
 
 
-class FolderTransport:
+class FolderTransport(Transport):
     """A pushed version, run in this process; no server needed.
 
     Args:
-      path: The version's folder, with saved_model.pb.
       model: The model's name, for messages.
       version: Its number, for messages.
 
@@ -41,16 +40,9 @@ class FolderTransport:
             )
         request = wire.predict_request(self.address.model, signature, inputs, outputs)
         try:
-            return handlers.run_request(self._servable, request)
+            return run_request(self._servable, request)
         except StatusError as error:
             raise translate(error.code.name, error.message, self.address) from None
-
-    def predict_many(
-        self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
-    ) -> Iterator[Arrays]:
-        """Calls a signature for each batch, one after the other."""
-        for batch in batches:
-            yield self.predict(signature, batch, outputs)
 
     def status(self) -> list[VersionStatus]:
         """The one version, loaded."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from serving import errors, protos, wire
-from serving.transport import Address, Arrays, VersionStatus, statuses_of, translate
+from serving.transport import Address, Arrays, Transport, VersionStatus, statuses_of, translate
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -42,11 +42,10 @@ def _service_config(address: Address) -> str:
     )
 
 
-class GrpcTransport:
+class GrpcTransport(Transport):
     """TensorFlow Serving's gRPC API. Usable from many threads.
 
     Args:
-      address: Whom to call.
       in_flight: Requests under way at once when many are sent.
     """
 

@@ -258,7 +258,6 @@ def settings_of(plan: Plan) -> dict[str, ModelSettings]:
     folder is gone is left out with a word on stderr.
     """
     from serving.standin.settings import ModelSettings
-    from serving.standin.versions import VersionPolicy
 
     folder = plan.folder
     models = plan.models()
@@ -270,8 +269,7 @@ def settings_of(plan: Plan) -> dict[str, ModelSettings]:
         )
         del models[name]
     if folder.version is not None:
-        policy = VersionPolicy("specific", versions=(folder.version,))
-        models[folder.name] = ModelSettings(folder.name, str(folder.path), policy)
+        models[folder.name] = ModelSettings(folder.name, str(folder.path), (folder.version,))
     elif folder.name not in models:
         models[folder.name] = ModelSettings(folder.name, str(folder.path))
     return models

@@ -11,13 +11,13 @@ import random
 import ssl
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from serving import errors, protos
-from serving.transport import Address, Arrays, VersionStatus, statuses_of, translate
+from serving.transport import Address, Arrays, Transport, VersionStatus, statuses_of, translate
 
 # Codes that say that the server did not begin; REST knows no CANCELLED.
 _RETRYABLE = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
@@ -34,12 +34,8 @@ _HTTP_CODES = {
 }
 
 
-class RestTransport:
-    """TensorFlow Serving's REST API. Usable from many threads.
-
-    Args:
-      address: Whom to call.
-    """
+class RestTransport(Transport):
+    """TensorFlow Serving's REST API. Usable from many threads."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -72,13 +68,6 @@ class RestTransport:
                 f"{self.address.target}: signature {signature!r} gives no {', '.join(missing)}"
             )
         return {alias: np.array(named[alias]) for alias in outputs}
-
-    def predict_many(
-        self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
-    ) -> Iterator[Arrays]:
-        """Calls a signature for each batch, one after the other."""
-        for batch in batches:
-            yield self.predict(signature, batch, outputs)
 
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""

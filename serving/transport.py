@@ -7,10 +7,11 @@ The ways are :mod:`~serving.grpc_transport`, :mod:`~serving.rest_transport` and
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,6 @@ class VersionStatus:
     """The state of one version on a server.
 
     Attributes:
-      version: Its number.
       state: ``START``, ``LOADING``, ``AVAILABLE``, ``UNLOADING`` or ``END``.
       error: Why it failed; empty when all is well.
     """
@@ -70,7 +70,6 @@ class Address:
 
     Attributes:
       target: ``host:port``.
-      model: The model's name.
       version: A version number; None for the latest.
       label: A version label; excludes ``version``.
       timeout: Seconds for one request, retries included.
@@ -89,70 +88,63 @@ class Address:
     max_message_bytes: int = 256 * 2**20
 
 
-class Transport(Protocol):
-    """What :class:`serving.client.ReconstructionClient` needs."""
+class Transport(abc.ABC):
+    """A way to one served model; every method raises ``ServingError``."""
 
+    address: Address
+
+    @abc.abstractmethod
     def predict(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """Calls a signature.
-
-        Args:
-          signature: Its key.
-          inputs: Alias to array.
-          outputs: The aliases wanted.
-        """
+        """Calls a signature; gives the wanted outputs by alias."""
 
     def predict_many(
         self, signature: str, batches: Iterable[Arrays], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
         """Calls a signature for each batch; answers come in order."""
+        for batch in batches:
+            yield self.predict(signature, batch, outputs)
 
+    @abc.abstractmethod
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
 
+    @abc.abstractmethod
     def signature_defs(self) -> Any:
         """The model's ``SignatureDefMap``."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Lets go of connections."""
 
 
 def translate(code: str, details: str, address: Address) -> errors.ServingError:
-    """The exception for a status code, with what to do about it.
-
-    Args:
-      code: gRPC's name of it.
-      details: The server's message.
-      address: What was asked.
-    """
+    """The exception for a status code, with what to do about it."""
     where = f"{address.target}, model {address.model!r}"
     text = " ".join(details.split())[:600]
     if code in ("UNAVAILABLE", "CANCELLED"):
-        hint = "start a server with `mnist-ae serve`, or correct host and port"
+        kind: type[errors.ServingError] = errors.ServerUnavailableError
         if "full" in text and "queue" in text:
             return errors.ServerBusyError(f"{where}: {text}; send less at once", code=code)
-        return errors.ServerUnavailableError(
-            f"no server answers at {address.target} ({text}); {hint}", code=code
+        message = (
+            f"no server answers at {address.target} ({text}); start a server with `mnist-ae "
+            "serve`, or correct host and port"
         )
-    if code == "DEADLINE_EXCEEDED":
-        return errors.DeadlineExceededError(
+    elif code == "DEADLINE_EXCEEDED":
+        kind = errors.DeadlineExceededError
+        message = (
             f"{where}: no answer within {address.timeout:g} s; raise the timeout, or check that "
-            "this is a gRPC port",
-            code=code,
+            "this is a gRPC port"
         )
-    if code == "NOT_FOUND" or "Unrecognized servable version label" in text:
-        return errors.ModelNotFoundError(
-            f"{where}: {text}; `mnist-ae status` shows what is served", code=code
-        )
-    if code == "RESOURCE_EXHAUSTED":
-        return errors.ServerBusyError(f"{where}: {text}; send smaller batches or wait", code=code)
-    if code in (
-        "INVALID_ARGUMENT",
-        "FAILED_PRECONDITION",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-    ):
-        return errors.InvalidRequestError(f"{where}: the server refused: {text}", code=code)
-    return errors.ServingError(f"{where}: {code}: {text}", code=code)
+    elif code == "NOT_FOUND" or "Unrecognized servable version label" in text:
+        kind = errors.ModelNotFoundError
+        message = f"{where}: {text}; `mnist-ae status` shows what is served"
+    elif code == "RESOURCE_EXHAUSTED":
+        kind, message = errors.ServerBusyError, f"{where}: {text}; send smaller batches or wait"
+    elif code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"):
+        kind, message = errors.InvalidRequestError, f"{where}: the server refused: {text}"
+    else:
+        kind, message = errors.ServingError, f"{where}: {code}: {text}"
+    return kind(message, code=code)
 
 
 def statuses_of(response: Any) -> list[VersionStatus]:

@@ -20,33 +20,6 @@ from typing import Any
 
 DESCRIPTOR_FILE = pathlib.Path(__file__).with_name("tensorflow_serving.binpb")
 
-_SERVING = "tensorflow.serving."
-_CORE = "tensorflow."
-_FULL_NAMES = {
-    **{
-        name: _SERVING + name
-        for name in (
-            "GetModelMetadataRequest",
-            "GetModelMetadataResponse",
-            "GetModelStatusRequest",
-            "GetModelStatusResponse",
-            "ModelServerConfig",
-            "ModelSpec",
-            "ModelVersionStatus",
-            "PredictRequest",
-            "PredictResponse",
-            "PredictionLog",
-            "ReloadConfigRequest",
-            "ReloadConfigResponse",
-            "SignatureDefMap",
-        )
-    },
-    **{
-        name: _CORE + name
-        for name in ("Example", "SignatureDef", "TensorProto", "TensorShapeProto")
-    },
-}
-
 
 @functools.cache
 def pool() -> Any:
@@ -61,34 +34,21 @@ def pool() -> Any:
 
 
 @functools.cache
-def message(full_name: str) -> Any:
-    """The class of one message, such as ``"tensorflow.serving.ModelSpec"``.
-
-    Raises:
-      KeyError: No such message.
-    """
-    return _class_of(pool().FindMessageTypeByName(full_name), pool())
-
-
-def _class_of(descriptor: Any, owner: Any) -> Any:
+def _make_class() -> Any:
+    """What makes a class of a descriptor of the pool."""
     from google.protobuf import message_factory
 
     if hasattr(message_factory, "GetMessageClass"):  # protobuf 4 and newer
-        return message_factory.GetMessageClass(descriptor)
-    return _factory(owner).GetPrototype(descriptor)
-
-
-@functools.cache
-def _factory(owner: Any) -> Any:
-    from google.protobuf import message_factory
-
-    return message_factory.MessageFactory(owner)
+        return message_factory.GetMessageClass
+    return message_factory.MessageFactory(pool()).GetPrototype
 
 
 def __getattr__(name: str) -> Any:
-    full_name = _FULL_NAMES.get(name)
-    if full_name is None:
-        raise AttributeError(f"module {__name__!r} has no message {name!r}")
-    cls = message(full_name)
-    globals()[name] = cls
-    return cls
+    for package in ("tensorflow.serving", "tensorflow"):
+        try:
+            descriptor = pool().FindMessageTypeByName(f"{package}.{name}")
+        except KeyError:
+            continue
+        globals()[name] = cls = _make_class()(descriptor)
+        return cls
+    raise AttributeError(f"module {__name__!r} has no message {name!r}")

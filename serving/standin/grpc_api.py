@@ -21,85 +21,67 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 # HealthCheckResponse { status: 1 } and { status: 2 }.
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
+# grpc_status_util.cc cuts what goes into the HTTP/2 trailer.
+_MAX_MESSAGE = 1024
 
-_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 # A serialised request and gRPC's context to a serialised answer.
 _Method = Callable[[bytes, Any], bytes]
 
 
-class GrpcApi:
-    """The methods of the three services.
+def services(handlers: Handlers, metrics: Metrics, healthy: Callable[[], bool]) -> tuple[Any, ...]:
+    """What ``grpc.Server.add_generic_rpc_handlers`` takes.
 
     Args:
-      handlers: What requests mean.
-      metrics: Counts.
       healthy: Whether the server answers requests.
     """
 
-    def __init__(self, handlers: Handlers, metrics: Metrics, healthy: Callable[[], bool]) -> None:
-        self._handlers = handlers
-        self._metrics = metrics
-        self._healthy = healthy
-
-    def services(self) -> tuple[Any, ...]:
-        """What ``grpc.Server.add_generic_rpc_handlers`` takes."""
-        services: dict[str, dict[str, _Method]] = {
-            PREDICTION_SERVICE: {"Predict": self.predict, "GetModelMetadata": self.metadata},
-            MODEL_SERVICE: {
-                "GetModelStatus": self.status,
-                "HandleReloadConfigRequest": self.reload,
-            },
-            # Watch is left out (UNIMPLEMENTED, which clients take as healthy): in
-            # a threaded server each watcher would hold a worker.
-            HEALTH_SERVICE: {"Check": self.check},
-        }
-        return tuple(
-            grpc.method_handlers_generic_handler(
-                service,
-                {
-                    name: grpc.unary_unary_rpc_method_handler(_answered(name, method))
-                    for name, method in methods.items()
-                },
-            )
-            for service, methods in services.items()
-        )
-
-    def predict(self, data: bytes, context: Any) -> bytes:
-        """``Predict``."""
+    def predict(data: bytes, _: Any) -> bytes:
         started = time.monotonic()
         request = _parse(protos.PredictRequest, data)
         status = Code.OK
         try:
-            return self._handlers.predict(request, _deadline(context)).SerializeToString()
+            return handlers.predict(request).SerializeToString()
         except Exception as error:
             status = from_exception(error).code
             raise
         finally:
             elapsed = (time.monotonic() - started) * 1e6
-            self._metrics.count_request(request.model_spec.name, status.name, "GRPC", elapsed)
+            metrics.count_request(request.model_spec.name, status.name, "GRPC", elapsed)
 
-    def metadata(self, data: bytes, context: Any) -> bytes:
-        """``GetModelMetadata``."""
-        request = _parse(protos.GetModelMetadataRequest, data)
-        return self._handlers.metadata(request).SerializeToString()
+    def metadata(data: bytes, _: Any) -> bytes:
+        return handlers.metadata(_parse(protos.GetModelMetadataRequest, data)).SerializeToString()
 
-    def status(self, data: bytes, context: Any) -> bytes:
-        """``GetModelStatus``."""
-        request = _parse(protos.GetModelStatusRequest, data)
-        return self._handlers.status(request).SerializeToString()
+    def status(data: bytes, _: Any) -> bytes:
+        return handlers.status(_parse(protos.GetModelStatusRequest, data)).SerializeToString()
 
-    def reload(self, data: bytes, context: Any) -> bytes:
-        """``HandleReloadConfigRequest``."""
+    def reload(data: bytes, context: Any) -> bytes:
         request = _parse(protos.ReloadConfigRequest, data)
-        return self._handlers.reload(request, _deadline(context)).SerializeToString()
+        return handlers.reload(request, context.time_remaining()).SerializeToString()
 
-    def check(self, data: bytes, context: Any) -> bytes:
-        """``Check`` of grpc.health.v1, for the whole server and either service."""
+    def check(data: bytes, _: Any) -> bytes:
         # HealthCheckRequest { string service = 1; }, shorter than 128 bytes.
         service = data[2:] if data[:1] == b"\x0a" else data
         if service.decode("utf-8", "replace") not in ("", PREDICTION_SERVICE, MODEL_SERVICE):
             raise StatusError(Code.NOT_FOUND, "unknown service")
-        return _SERVING if self._healthy() else _NOT_SERVING
+        return _SERVING if healthy() else _NOT_SERVING
+
+    methods: dict[str, dict[str, _Method]] = {
+        PREDICTION_SERVICE: {"Predict": predict, "GetModelMetadata": metadata},
+        MODEL_SERVICE: {"GetModelStatus": status, "HandleReloadConfigRequest": reload},
+        # Watch is left out (UNIMPLEMENTED, which clients take as healthy): in
+        # a threaded server each watcher would hold a worker.
+        HEALTH_SERVICE: {"Check": check},
+    }
+    return tuple(
+        grpc.method_handlers_generic_handler(
+            service,
+            {
+                name: grpc.unary_unary_rpc_method_handler(_answered(name, method))
+                for name, method in of_service.items()
+            },
+        )
+        for service, of_service in methods.items()
+    )
 
 
 def _answered(name: str, method: _Method) -> _Method:
@@ -112,7 +94,9 @@ def _answered(name: str, method: _Method) -> _Method:
             status = from_exception(error)
         if status.code is Code.INTERNAL:
             _log.warning("%s from %s: %s", name, context.peer(), status.one_line)
-        context.abort(_GRPC_CODES[status.code], status.grpc_message)
+        text = status.message
+        cut = text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "...TRUNCATED"
+        context.abort(status.code, cut)
         raise AssertionError("abort raises")
 
     return handle
@@ -125,8 +109,3 @@ def _parse(cls: Any, data: bytes) -> Any:
         raise StatusError(
             Code.INTERNAL, f"The request is not a {cls.DESCRIPTOR.full_name}"
         ) from None
-
-
-def _deadline(context: Any) -> float | None:
-    left = context.time_remaining()
-    return None if left is None or left > 1e7 else time.monotonic() + left

@@ -1,8 +1,8 @@
-"""What a request means: Predict, GetModelMetadata, GetModelStatus, reload, warm-up.
+"""What a request means: Predict, GetModelMetadata, GetModelStatus, reload.
 
 Protocol-free: gRPC and REST both come here. Order and text of the checks
-follow TensorFlow Serving (predict_util.cc, get_model_metadata_impl.cc,
-get_model_status_impl.cc, server_core.cc).
+follow TensorFlow Serving (get_model_metadata_impl.cc, get_model_status_impl.cc,
+server_core.cc).
 """
 
 from __future__ import annotations
@@ -10,45 +10,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from serving import contract, protos, wire
-from serving.standin import settings as settings_lib
 from serving.standin.metrics import Metrics
 from serving.standin.models import Models
-from serving.standin.servable import DEFAULT_SIGNATURE, Servable, Signature, read_warmup_requests
-from serving.standin.status import Code, StatusError, invalid_argument
-
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+from serving.standin.predict import Order, read_request
+from serving.standin.servable import Servable
+from serving.standin.settings import models_of
+from serving.standin.status import invalid_argument
 
 _log = logging.getLogger(__name__)
 _SIGNATURE_DEF = "signature_def"
-_TYPE_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 # Answers up to this many values go in typed fields, as TensorFlow Serving's do;
 # larger ones as one block of bytes, which Python writes a hundred times faster.
 _TYPED_VALUES = 64
-# How long a reload waits for new models at most.
-_RELOAD_TIMEOUT = 300.0
+# Seconds that a reload waits for new models at most.
+RELOAD_TIMEOUT = 300.0
 
 
 class Handlers:
-    """Answers requests from the served models.
+    """Answers requests from the served models; every method raises ``StatusError``."""
 
-    Args:
-      models: What is served.
-      metrics: Where runs are counted.
-      on_reload: Called when an ordered configuration is about to be applied.
-    """
-
-    def __init__(
-        self, models: Models, metrics: Metrics, on_reload: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
-        self._on_reload = on_reload
 
     def lease(self, spec: Any) -> contextlib.AbstractContextManager[Servable]:
         """Lends the servable that a ``ModelSpec`` names; see :meth:`Models.lease`."""
@@ -61,43 +49,24 @@ class Handlers:
             spec.version_label if choice == "version_label" else None,
         )
 
-    def predict(self, request: Any, deadline: float | None = None) -> Any:
-        """Answers a ``PredictRequest`` with a ``PredictResponse``.
-
-        Args:
-          request: The message.
-          deadline: On ``time.monotonic``'s clock.
-
-        Raises:
-          StatusError: As TensorFlow Serving.
-        """
+    def predict(self, request: Any) -> Any:
+        """Answers a ``PredictRequest`` with a ``PredictResponse``."""
         with self.lease(_spec_of(request)) as servable:
-            signature = signature_of(servable, request)
-            inputs = decode_inputs(signature, request.inputs)
-            aliases = select_outputs(signature, request.output_filter)
-            outputs = self.run(servable, signature, inputs, aliases, deadline)
+            order = read_request(servable, request)
+            outputs = self.run(servable, order)
         response = protos.PredictResponse()
-        _echo(response.model_spec, servable, signature.name)
-        for alias, array in zip(aliases, outputs, strict=True):
+        _echo(response.model_spec, servable, order.signature.name)
+        for alias, array in zip(order.aliases, outputs, strict=True):
             wire.fill_tensor(response.outputs[alias], array, typed=array.size <= _TYPED_VALUES)
         return response
 
-    def run(
-        self,
-        servable: Servable,
-        signature: Signature,
-        inputs: Arrays,
-        aliases: Sequence[str],
-        deadline: float | None = None,
-    ) -> list[np.ndarray[Any, Any]]:
-        """Runs a signature and counts it; arguments and result as :meth:`Signature.run`."""
+    def run(self, servable: Servable, order: Order) -> list[np.ndarray[Any, Any]]:
+        """Runs a signature and counts it; one array an alias."""
         started = time.monotonic()
-        if deadline is not None and started >= deadline:
-            raise StatusError(Code.DEADLINE_EXCEEDED, "Deadline exceeded before the run")
-        outputs = signature.run(inputs, aliases)
+        outputs = order.signature.run(order.inputs, order.aliases)
         self._metrics.count_run(servable.name, (time.monotonic() - started) * 1e6)
-        if contract.RECONSTRUCTION_ERROR in aliases:
-            errors = outputs[list(aliases).index(contract.RECONSTRUCTION_ERROR)]
+        if contract.RECONSTRUCTION_ERROR in order.aliases:
+            errors = outputs[order.aliases.index(contract.RECONSTRUCTION_ERROR)]
             if errors.dtype.kind == "f" and errors.size:
                 self._metrics.count_reconstruction_error(
                     servable.name, servable.version, float(errors.sum()), errors.size
@@ -116,9 +85,10 @@ class Handlers:
                 raise invalid_argument(f"Metadata field {name} is not supported")
         response = protos.GetModelMetadataResponse()
         packed = response.metadata[_SIGNATURE_DEF]
+        packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
         with self.lease(spec) as servable:
             _echo(response.model_spec, servable, "")
-            packed.type_url, packed.value = _TYPE_URL, servable.signature_defs
+            packed.value = servable.signature_defs
         return response
 
     def status(self, request: Any) -> Any:
@@ -130,121 +100,20 @@ class Handlers:
             entry = response.model_version_status.add(version=item.number, state=int(item.state))
             entry.status.SetInParent()
             if item.error is not None:
-                entry.status.error_code = int(item.error.code)
+                entry.status.error_code = item.error.code.value[0]
                 entry.status.error_message = item.error.message
         return response
 
-    def reload(self, request: Any, deadline: float | None = None) -> Any:
-        """Obeys a ``ReloadConfigRequest``; see :meth:`Models.reload`."""
+    def reload(self, request: Any, seconds: float | None) -> Any:
+        """Obeys a ``ReloadConfigRequest`` within ``seconds``; see :meth:`Models.reload`."""
         if request.config.WhichOneof("config") is None:
             raise invalid_argument("Request does not contain a ModelConfigList")
-        models = settings_lib.models_of(request.config)
-        left = _RELOAD_TIMEOUT if deadline is None else deadline - time.monotonic()
-        self._models.reload(models, min(left, _RELOAD_TIMEOUT), lambda: self._on_reload() is None)
+        models = models_of(request.config)
+        self._models.reload(models, min(seconds or RELOAD_TIMEOUT, RELOAD_TIMEOUT))
         _log.info("configuration reloaded: %s", ", ".join(sorted(models)) or "no models")
         response = protos.ReloadConfigResponse()
         response.status.SetInParent()
         return response
-
-
-def warm_up(servable: Servable) -> None:
-    """Replays a version's warm-up requests; any failure fails the load.
-
-    Raises:
-      StatusError: The first record that failed, or an unreadable file.
-    """
-    for record in read_warmup_requests(servable.path):
-        log = protos.PredictionLog.FromString(record)
-        kind = log.WhichOneof("log_type")
-        if kind != "predict_log":
-            raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
-        run_request(servable, log.predict_log.request)
-
-
-def run_request(servable: Servable, request: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Runs a ``PredictRequest`` on a servable, uncounted; gives alias to array.
-
-    Raises:
-      StatusError: As TensorFlow Serving.
-    """
-    signature = signature_of(servable, request)
-    inputs = decode_inputs(signature, request.inputs)
-    aliases = select_outputs(signature, request.output_filter)
-    return dict(zip(aliases, signature.run(inputs, aliases), strict=True))
-
-
-def signature_of(servable: Servable, request: Any) -> Signature:
-    """The signature that a ``PredictRequest`` names.
-
-    Raises:
-      StatusError: FAILED_PRECONDITION; the model has none of that name.
-    """
-    key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    signature = servable.signatures.get(key)
-    if signature is None:
-        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
-    return signature
-
-
-def decode_inputs(signature: Signature, tensors: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """A request's tensors as the signature's arrays.
-
-    Shapes are the graph's business (TensorFlow Serving does not look at them).
-
-    Args:
-      signature: What is asked for.
-      tensors: Alias to ``TensorProto``.
-
-    Raises:
-      StatusError: INVALID_ARGUMENT for a count, name, content or type that is
-        not the signature's.
-    """
-    wanted = signature.inputs
-    if len(tensors) != len(wanted):
-        sent, known = sorted(tensors), list(wanted)
-        raise invalid_argument(
-            f"input size does not match signature: {len(sent)}!={len(known)} "
-            f"len({{{','.join(sent)}}}) != len({{{','.join(known)}}}). Sent extra: "
-            f"{{{','.join(sorted(set(sent) - set(known)))}}}. Missing but required: "
-            f"{{{','.join(sorted(set(known) - set(sent)))}}}."
-        )
-    arrays = {}
-    for index, (alias, info) in enumerate(wanted.items()):
-        if alias not in tensors:
-            raise invalid_argument(
-                f"Signature input alias: {alias}(feed name: {info.name}) not found in request "
-                "and no default value provided. Inputs expected to be in the request "
-                f"{{{','.join(sorted(tensors))}}}, or default input alias set: "
-            )
-        try:
-            arrays[alias] = wire.decode_tensor(tensors[alias])
-        except wire.TensorError:
-            raise invalid_argument(f"tensor parsing error: {alias}") from None
-        if tensors[alias].dtype != info.dtype:
-            raise invalid_argument(
-                f"Expects arg[{index}] to be {wire.type_name(info.dtype)} but "
-                f"{wire.type_name(tensors[alias].dtype)} is provided"
-            )
-    return arrays
-
-
-def select_outputs(signature: Signature, output_filter: Iterable[str]) -> tuple[str, ...]:
-    """The outputs that a request wants: those of its filter, or all.
-
-    Raises:
-      StatusError: INVALID_ARGUMENT for an unknown or repeated alias.
-    """
-    seen: list[str] = []
-    for alias in output_filter:
-        if alias not in signature.outputs:
-            raise invalid_argument(
-                f"output tensor alias not found in signature: {alias} Outputs expected to be in "
-                f"the set {{{','.join(signature.outputs)}}}."
-            )
-        if alias in seen:
-            raise invalid_argument(f"duplicate output tensor alias: {alias}")
-        seen.append(alias)
-    return tuple(sorted(seen)) or signature.output_aliases
 
 
 def _spec_of(request: Any) -> Any:

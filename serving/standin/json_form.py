@@ -3,13 +3,12 @@
 Source of the forms: tensorflow_serving/util/json_tensor.cc. Deviations
 (docs/serving.md): a number that does not fit the input's integer type is
 refused, where the real server wraps it round, and so is deep nesting, which
-ends the real server.
+ends the real server. Every refusal is a ``StatusError``.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import itertools
 import json
 from collections.abc import Mapping
@@ -32,11 +31,7 @@ _TAKEN: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": 
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """Parses a request's body.
-
-    Raises:
-      StatusError: INVALID_ARGUMENT; not JSON, nested too deeply, or no object.
-    """
+    """Parses a request's body, which must be an object, not nested too deeply."""
     try:
         text = body.decode()
         document = json.loads(text)
@@ -44,7 +39,8 @@ def parse(body: bytes) -> dict[str, Any]:
             # A half of a surrogate pair is no character and cannot go on.
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise invalid_argument(f"JSON Parse error: {_wording(error)}") from None
+        why = "The document is empty" if not error.doc.strip() else "Invalid value."
+        raise invalid_argument(f"JSON Parse error: {why} at offset: {error.pos}") from None
     except RecursionError:
         raise invalid_argument("JSON Parse error: The document is nested too deeply") from None
     except ValueError as error:  # no UTF-8, or an integer of thousands of digits
@@ -54,19 +50,8 @@ def parse(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _wording(error: json.JSONDecodeError) -> str:
-    if not error.doc.strip():
-        return "The document is empty"
-    text = "Invalid value." if error.msg == "Expecting value" else error.msg
-    return f"{text} at offset: {error.pos}"
-
-
 def signature_name(document: Mapping[str, Any]) -> str:
-    """The ``signature_name`` of a request, empty for the default.
-
-    Raises:
-      StatusError: INVALID_ARGUMENT; not a string.
-    """
+    """The ``signature_name`` of a request, empty for the default."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid_argument(
@@ -81,15 +66,8 @@ def to_inputs(
 ) -> tuple[dict[str, Array], bool]:
     """Reads ``instances`` (rows) or ``inputs`` (columns).
 
-    Args:
-      document: The request.
-      infos: The signature's inputs.
-
     Returns:
       The arrays by alias, and whether the request was in row form.
-
-    Raises:
-      StatusError: INVALID_ARGUMENT; of another form or type than the inputs.
     """
     by_row = "instances" in document
     if by_row and "inputs" in document:
@@ -124,12 +102,11 @@ def _columns_of_rows(
     document: Mapping[str, Any], infos: Mapping[str, TensorInfo]
 ) -> dict[str, Any]:
     rows = document["instances"]
-    if not isinstance(rows, list):
-        raise invalid_argument(
-            f"JSON Value: {_quote(document)} Excepting 'instances' to be an list/array"
-        )
-    if not rows:
-        raise invalid_argument(f"JSON Value: {_quote(document)} No values in 'instances' array")
+    if not isinstance(rows, list) or not rows:
+        why = "No values in 'instances' array"
+        if rows != []:
+            why = "Excepting 'instances' to be an list/array"
+        raise invalid_argument(f"JSON Value: {_quote(document)} {why}")
     if not any(map(_is_named, rows)):
         if len(infos) > 1:
             raise invalid_argument(
@@ -157,27 +134,22 @@ def _is_named(value: Any) -> bool:
 def _array(value: Any, dtype: int) -> Array:
     """Nested lists as an array of an input's type."""
     shape: list[int] = []
-    first = value
-    while isinstance(first, list):
+    leaves = [value]
+    while leaves and any(isinstance(item, list) for item in leaves):
         if len(shape) == _MAX_RANK:
             raise invalid_argument(f"JSON Value: is nested more than {_MAX_RANK} lists deep")
-        shape.append(len(first))
-        if not first:
-            break
-        first = first[0]
-    leaves = [value]
-    for level, size in enumerate(shape):
+        level, size = len(shape), len(leaves[0]) if isinstance(leaves[0], list) else 0
         for item in leaves:
             if not isinstance(item, list):
                 raise invalid_argument(
-                    f"JSON Value: {_quote(item)} found at incorrect level: {level} in the JSON "
-                    f"DOM. Expected at level: {len(shape)}"
+                    f"JSON Value: {_quote(item)} found at incorrect level: {level} in the JSON DOM"
                 )
             if len(item) != size:
                 raise invalid_argument(
                     f"Encountered list at unexpected size: {len(item)} at level: {level} "
                     f"expected size: {size}"
                 )
+        shape.append(size)
         leaves = list(itertools.chain.from_iterable(leaves))
     return _flat(leaves, dtype).reshape(shape)
 
@@ -195,11 +167,13 @@ def _flat(leaves: list[Any], dtype: int) -> Array:
     wrong = {type(value) for value in leaves} - _TAKEN[target.kind]
     if wrong:
         raise _type_error(next(value for value in leaves if type(value) in wrong), dtype)
-    if target.kind == "b":
-        return np.array(leaves, target)
-    # The largest whole number up to which none is lost.
-    limits = np.iinfo(target) if target.kind != "f" else None
-    low, high = (limits.min, limits.max) if limits else _whole_numbers(target)
+    if target.kind in "iu":
+        limits = np.iinfo(target)
+        low, high = int(limits.min), int(limits.max)
+    else:
+        # The whole numbers up to which a floating-point type has every one.
+        high = 2 ** (np.finfo(target).nmant + 1) - 1 if target.kind == "f" else 1
+        low = -high
     for value in leaves:
         if type(value) is int and not low <= value <= high:
             raise _type_error(value, dtype)
@@ -212,12 +186,6 @@ def _flat(leaves: list[Any], dtype: int) -> Array:
     return array
 
 
-def _whole_numbers(target: np.dtype[Any]) -> tuple[int, int]:
-    """The range in which a floating-point type has every whole number."""
-    limit = 2 ** (np.finfo(target).nmant + 1) - 1
-    return -limit, limit
-
-
 def _bytes(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode()
@@ -226,7 +194,7 @@ def _bytes(value: Any) -> bytes:
     text = value["b64"].rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise invalid_argument("Unable to base64 decode") from None
 
 
@@ -246,18 +214,11 @@ def _quote(value: Any) -> str:
 
 
 def from_outputs(outputs: Mapping[str, Array], by_row: bool) -> str:
-    """Writes a Predict answer.
+    """Writes a Predict answer as a JSON document.
 
     Args:
-      outputs: Arrays by alias.
+      outputs: Arrays by alias. In row form their first dimensions must be equal.
       by_row: Whether the request was in row form.
-
-    Returns:
-      A JSON document.
-
-    Raises:
-      StatusError: Row form of outputs whose first dimensions differ, or a
-        type that JSON cannot carry.
     """
     plain = {alias: _plain(outputs[alias], alias) for alias in sorted(outputs)}
     heights = {array.shape[:1] for array in outputs.values()}
@@ -277,7 +238,10 @@ def _plain(array: Array, alias: str) -> Any:
     """An array as what ``json`` writes."""
     if array.dtype.kind == "O":
         texts = np.empty(array.size, object)
-        texts[:] = [_text(item, alias.endswith("_bytes")) for item in array.ravel()]
+        if alias.endswith("_bytes"):
+            texts[:] = [{"b64": base64.b64encode(item).decode()} for item in array.ravel()]
+        else:
+            texts[:] = [item.decode("utf-8", "replace") for item in array.ravel()]
         return texts.reshape(array.shape).tolist()
     if array.dtype.kind == "f" and array.dtype.itemsize < 4:
         raise StatusError(
@@ -287,9 +251,3 @@ def _plain(array: Array, alias: str) -> Any:
         # 0.1, not 0.10000000149011612: the shortest text that reads back the same.
         array = array.astype("U32").astype(np.float64)
     return array.tolist()
-
-
-def _text(item: bytes, as_bytes: bool) -> Any:
-    if as_bytes:
-        return {"b64": base64.b64encode(item).decode()}
-    return item.decode("utf-8", "replace")

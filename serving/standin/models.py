@@ -1,41 +1,90 @@
-"""All served models: watched, handed to requests, configured anew."""
+"""The served models: their folders watched, versions loaded, lent to requests, labelled.
+
+A version goes START, LOADING, AVAILABLE, UNLOADING, END. A new version takes
+traffic only after it was loaded and warmed up, and only then does the old one
+leave; a version that fails to load takes none, keeps its error for the status,
+and the old one stays.
+
+Deviations from TensorFlow Serving, all in docs/serving.md: loads never block
+the watching of other models, a failed version is tried again once its files
+change, and a vanished folder stops nothing but its own model.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import copy
+import dataclasses
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from serving.standin.lifecycle import Loader, Model, Serving, Version
+from serving.standin import versions as version_folders
+from serving.standin.predict import warm_up
 from serving.standin.servable import Servable
 from serving.standin.settings import ModelSettings, ServerOptions, located
-from serving.standin.status import Code, StatusError
+from serving.standin.status import Code, StatusError, from_exception, invalid_argument
+from serving.standin.versions import Version, VersionState
 
 _log = logging.getLogger(__name__)
 
 
-class Models:
-    """Keeps the configured models loaded and hands them to requests.
+@dataclasses.dataclass
+class _Model:
+    """A model that is or was configured.
 
-    Args:
-      loader: Loads versions.
-      options: How often to look at the folders, and how to reload.
+    Attributes:
+      settings: What to serve; None when nothing any more.
+      labels: Label to version, as they answer.
+      versions: Every version ever seen, by number.
+      aspired: The versions to serve, number to path.
+      servables: The versions that answer.
+      seen: Whether its folder was listed at least once.
+      complaint: What was last logged about its folder.
     """
 
-    def __init__(self, loader: Loader, options: ServerOptions) -> None:
-        self._loader = loader
-        self._poll_interval = options.poll_interval
-        self._real_reloads = options.real_reloads
-        self._config_file = options.config_file
-        self._models: dict[str, Model] = {}
+    settings: ModelSettings | None
+    labels: dict[str, int] = dataclasses.field(default_factory=dict)
+    versions: dict[int, Version] = dataclasses.field(default_factory=dict)
+    aspired: dict[int, str] = dataclasses.field(default_factory=dict)
+    servables: dict[int, Servable] = dataclasses.field(default_factory=dict)
+    seen: bool = False
+    complaint: str = ""
+
+    def pending(self, numbers: Iterable[int]) -> bool:
+        """Whether one of these versions may still come up."""
+        known = self.versions
+        decided = (VersionState.AVAILABLE, VersionState.END)
+        return any(number not in known or known[number].state not in decided for number in numbers)
+
+    def unavailable(self, labels: Mapping[str, int]) -> list[int]:
+        """The versions that labels should go to and that do not answer."""
+        return [number for number in labels.values() if number not in self.servables]
+
+
+class Models:
+    """Keeps the configured models loaded and lends them to requests.
+
+    Args:
+      options: How often to look at the folders, and how often to try a load.
+
+    Attributes:
+      ordering: Held while a configuration is applied.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._models: dict[str, _Model] = {}
+        # Guards every _Model; notified when a state changes.
         self._changed = threading.Condition(threading.RLock())
-        self._reloading = threading.Lock()
+        self.ordering = threading.RLock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        # Loads have threads of their own, so that none blocks the watching.
+        self._loaders = concurrent.futures.ThreadPoolExecutor(2, "load")
         self._watcher = threading.Thread(target=self._watch, name="versions", daemon=True)
 
     # Requests.
@@ -47,20 +96,24 @@ class Models:
         """Lends a servable, which stays loaded until the block ends.
 
         Args:
-          name: The model.
           version: A number, or None for the latest.
           label: A version label; excludes ``version``.
 
         Raises:
           StatusError: As TensorFlow Serving for an unknown name, version or label.
         """
-        while True:
-            model = self._models.get(name)
-            serving = model.serving if model is not None else Serving()
-            servable = serving.choose(name, version, label)
-            if servable.acquire():
-                break
-            # It was retired between the look and the grab; another one serves now.
+        with self._changed:
+            model = self._models.get(name) or _Model(None)
+            if label is not None:
+                version = model.labels.get(label)
+                if version is None:
+                    raise invalid_argument(f"Unrecognized servable version label: {label}")
+            number = max(model.servables, default=None) if version is None else version
+            servable = None if number is None else model.servables.get(number)
+            if servable is None:
+                what = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+                raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {what}")
+            servable.acquire()
         try:
             yield servable
         finally:
@@ -73,8 +126,7 @@ class Models:
           StatusError: NOT_FOUND, with TensorFlow Serving's text.
         """
         with self._changed:
-            model = self._models.get(name)
-            known = model.versions if model is not None else {}
+            known = self._models[name].versions if name in self._models else {}
             if version is not None and version not in known:
                 text = f"Could not find version {version} of model {name}"
                 raise StatusError(Code.NOT_FOUND, text)
@@ -86,32 +138,24 @@ class Models:
 
     def available(self) -> dict[str, list[int]]:
         """Model name to the version numbers that answer, ascending."""
-        answering = {name: sorted(model.serving.servables) for name, model in self._models.items()}
-        return {name: numbers for name, numbers in answering.items() if numbers}
+        with self._changed:
+            return {
+                name: sorted(model.servables)
+                for name, model in self._models.items()
+                if model.servables
+            }
 
     # Configuration.
 
-    def start(self, models: Mapping[str, ModelSettings]) -> None:
+    def start(self) -> None:
         """Begins to watch and load; returns at once."""
-        with self._changed:
-            self._configure(models)
-            for name, settings in models.items():
-                self._models[name].set_labels(settings.labels)
+        self._configure(self._options.models)
+        for name, settings in self._options.models.items():
+            self._models[name].labels = dict(settings.labels)
         self._watcher.start()
 
-    def reload(
-        self,
-        models: Mapping[str, ModelSettings],
-        timeout: float,
-        still_wanted: Callable[[], bool] = lambda: True,
-    ) -> None:
+    def reload(self, models: Mapping[str, ModelSettings], timeout: float) -> None:
         """Replaces the whole configuration and waits for models that are new.
-
-        Args:
-          models: What to serve from now on.
-          timeout: Seconds to wait for new models.
-          still_wanted: Asked once no other reload is under way; False drops
-            the order.
 
         Raises:
           StatusError: FAILED_PRECONDITION for a label on a version that is not
@@ -120,69 +164,41 @@ class Models:
             DEADLINE_EXCEEDED if it takes too long.
         """
         deadline = time.monotonic() + timeout
-        if not self._reloading.acquire(timeout=timeout):
+        if not self.ordering.acquire(timeout=max(timeout, 0.0)):
             raise StatusError(Code.DEADLINE_EXCEEDED, "Another reload is still waiting.")
         try:
-            if not still_wanted():
-                return
             with self._changed:
-                known = {name for name, model in self._models.items() if not model.removed}
-                if self._real_reloads:
+                known = {name for name, model in self._models.items() if model.settings}
+                if self._options.real_reloads:
                     self._refuse_labels({name: self._models[name].labels for name in known}, models)
                 # Labels move before the policy can unload what they leave, and
                 # in the same instant for requests: a rollback loses none.
                 for name in known & models.keys():
                     labels = models[name].labels
-                    if self._real_reloads or not self._models[name].unavailable(labels):
-                        self._models[name].set_labels(labels)
+                    if self._options.real_reloads or not self._models[name].unavailable(labels):
+                        self._models[name].labels = dict(labels)
                 self._configure(models)
-            if not self._real_reloads:
-                self._wake.set()
-            self._await_new([name for name in models if name not in known], deadline)
-            with self._changed:
-                if not self._real_reloads:
+                if not self._options.real_reloads:
+                    self._wake.set()
+                new = {name: self._models[name] for name in models.keys() - known}
+                self._await_new(new, deadline)
+                if not self._options.real_reloads:
                     self._refuse_labels({name: {} for name in models}, models)
                 for name, settings in models.items():
-                    self._models[name].set_labels(settings.labels)
+                    self._models[name].labels = dict(settings.labels)
+                self._changed.notify_all()
         finally:
-            self._reloading.release()
+            self.ordering.release()
 
     def _configure(self, models: Mapping[str, ModelSettings]) -> None:
+        """Serves other models from the next look on."""
         for name in self._models.keys() - models.keys():
-            self._models[name].remove()
+            self._models[name].settings, self._models[name].labels = None, {}
+        file = self._options.config_file
         for name, settings in models.items():
-            if self._config_file is not None:
-                settings = located(settings, os.path.dirname(os.path.abspath(self._config_file)))
-            if name in self._models:
-                self._models[name].configure(settings)
-            else:
-                # A new mapping: requests walk the old one without a lock.
-                model = Model(settings, self._loader, self._changed)
-                self._models = {**self._models, name: model}
-
-    def _await_new(self, names: list[str], deadline: float) -> None:
-        def waiting() -> list[str]:
-            models = ((name, self._models[name]) for name in names)
-            return [name for name, model in models if model.pending() or not model.aspired]
-
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not waiting() or self._stopping.is_set(), deadline - time.monotonic()
-            )
-            if late := waiting():
-                raise StatusError(
-                    Code.DEADLINE_EXCEEDED,
-                    f"{', '.join(late)} did not become available in time; check that base_path "
-                    "exists and holds a numbered SavedModel",
-                )
-            failed = [(name, item) for name in names for item in self._models[name].failures()]
-        if failed:
-            count = len({name for name, _ in failed})
-            errors = "".join(
-                f"{{{{name: {name} version: {item.number}}} due to error: {item.error}}}, "
-                for name, item in failed
-            )
-            raise StatusError(Code.UNKNOWN, f"{count} model(s) did not become available: {errors}")
+            if file is not None:
+                settings = located(settings, os.path.dirname(os.path.abspath(file)))
+            self._models.setdefault(name, _Model(settings)).settings = settings
 
     def _refuse_labels(
         self, before: Mapping[str, Mapping[str, int]], models: Mapping[str, ModelSettings]
@@ -198,7 +214,7 @@ class Models:
             moved = {
                 label: number
                 for label, number in models[name].labels.items()
-                if not self._real_reloads or before[name].get(label, number) != number
+                if not self._options.real_reloads or before[name].get(label, number) != number
             }
             if missing := self._models[name].unavailable(moved):
                 raise StatusError(
@@ -207,7 +223,36 @@ class Models:
                     "is not currently available for inference",
                 )
 
-    # Waiting and watching.
+    def _await_new(self, models: Mapping[str, _Model], deadline: float) -> None:
+        def waiting() -> list[str]:
+            return [
+                name
+                for name, model in models.items()
+                if not model.aspired or model.pending(model.aspired)
+            ]
+
+        self._changed.wait_for(
+            lambda: not waiting() or self._stopping.is_set(), deadline - time.monotonic()
+        )
+        if late := waiting():
+            raise StatusError(
+                Code.DEADLINE_EXCEEDED,
+                f"{', '.join(late)} did not become available in time; check that base_path "
+                "exists and holds a numbered SavedModel",
+            )
+        errors = {
+            f"{{{{name: {name} version: {number}}} due to error: {error}}}, ": name
+            for name, model in models.items()
+            for number in model.aspired
+            if (error := model.versions[number].error) is not None
+        }
+        if errors:
+            count = len(set(errors.values()))
+            raise StatusError(
+                Code.UNKNOWN, f"{count} model(s) did not become available: {''.join(errors)}"
+            )
+
+    # Waiting.
 
     def wait_until_available(self, name: str, timeout: float | None = None) -> bool:
         """Waits until a model answers, under every label, or until all its versions failed.
@@ -215,36 +260,26 @@ class Models:
         A label whose version failed to load is not waited for.
 
         Args:
-          name: A configured model.
           timeout: Seconds; None waits as long as it takes.
 
         Returns:
           Whether it answers.
         """
+        model = self._models[name]
 
         def settled() -> bool:
-            model = self._models[name]
-            if model.serving.servables:
-                return not model.label_pending()
-            return not model.pending()
+            if not model.servables:
+                return model.seen and not model.pending(model.aspired)
+            labels = model.settings.labels.values() if model.settings else ()
+            return not model.pending(model.aspired.keys() & set(labels))
 
         self.wait_for(settled, timeout)
-        return bool(self._models[name].serving.servables)
+        return bool(model.servables)
 
     def wait_for(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Waits for a condition, looked at again after every state change."""
         with self._changed:
             return self._changed.wait_for(condition, timeout)
-
-    def _watch(self) -> None:
-        while not self._stopping.is_set():
-            for model in list(self._models.values()):
-                try:
-                    model.look()
-                except Exception:
-                    _log.exception("looking for versions failed; trying again")
-            self._wake.wait(self._poll_interval)
-            self._wake.clear()
 
     def stop(self) -> None:
         """Stops watching and closes every version once its users are done."""
@@ -254,7 +289,115 @@ class Models:
             self._changed.notify_all()
         if self._watcher.is_alive():
             self._watcher.join()
-        self._loader.stop()
+        self._loaders.shutdown(wait=True, cancel_futures=True)
         with self._changed:
-            for model in self._models.values():
-                model.drop()
+            for name, model in self._models.items():
+                model.aspired = {}
+                self._reconcile(name, model)
+
+    # The life of versions, in the threads of the watcher and the loaders.
+
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            for name, model in list(self._models.items()):
+                try:
+                    self._look(name, model)
+                except Exception:
+                    _log.exception("looking for versions failed; trying again")
+            self._wake.wait(self._options.poll_interval)
+            self._wake.clear()
+
+    def _look(self, name: str, model: _Model) -> None:
+        """Lists a model's folder, and loads and unloads what differs."""
+        settings, complaint = model.settings, ""
+        available: dict[int, str] | None = {}
+        if settings is not None:
+            try:
+                available = version_folders.list_versions(settings.base_path)
+                if not available:
+                    complaint = f"no numbered versions in {settings.base_path!r}; waiting for one"
+            except OSError as error:
+                complaint = f"cannot list {settings.base_path!r}: {error.strerror}"
+                available = None
+        if complaint != model.complaint:
+            model.complaint = complaint
+            if complaint:
+                _log.warning(f"model {name}: {complaint}")
+        with self._changed:
+            if available is not None and model.settings is settings:  # else: soon again
+                model.seen = True
+                model.aspired = settings.choose(available) if settings else {}
+                self._reconcile(name, model)
+
+    def _reconcile(self, name: str, model: _Model) -> None:
+        for number, path in model.aspired.items() if not self._stopping.is_set() else ():
+            version = model.versions.get(number)
+            if version is None:
+                version = model.versions[number] = Version(number, path)
+            elif version.state is not VersionState.END or (
+                version.error and version_folders.fingerprint(path) == version.fingerprint
+            ):
+                continue
+            version.path, version.error, version.state = path, None, VersionState.START
+            self._loaders.submit(self._load, name, model, version)
+        for number in model.versions.keys() - model.aspired.keys():
+            # One that failed, went and comes again is tried again.
+            model.versions[number].fingerprint = frozenset()
+        # The old ones leave when a new one answers, or when none is wanted.
+        if not model.aspired or model.servables.keys() & model.aspired.keys():
+            for number in model.servables.keys() - model.aspired.keys():
+                self._unload(model, number)
+        self._changed.notify_all()
+
+    def _load(self, name: str, model: _Model, version: Version) -> None:
+        self._set(version, VersionState.LOADING)
+        tries = 1 + self._options.max_load_retries
+        for attempt in range(1, tries + 1):
+            version.fingerprint = version_folders.fingerprint(version.path)
+            started = time.monotonic()
+            try:
+                servable = Servable(name, version.number, version.path)
+                try:
+                    warm_up(servable)
+                except BaseException:
+                    servable.retire()
+                    raise
+            except Exception as raised:
+                error = from_exception(raised)
+                _log.warning(
+                    f"model {name} version {version.number} failed to load "
+                    f"(try {attempt} of {tries}): {error.one_line}"
+                )
+            else:
+                with self._changed:
+                    version.state = VersionState.AVAILABLE
+                    model.servables[version.number] = servable
+                    self._reconcile(name, model)
+                took = time.monotonic() - started
+                _log.info(
+                    f"model {name} version {version.number} is available ({took:.1f} s, "
+                    f"{version.path})"
+                )
+                return
+            if attempt < tries and self._stopping.wait(self._options.load_retry_interval):
+                break
+            if version.number not in model.aspired:
+                break
+        version.error = error
+        self._set(version, VersionState.END)
+
+    def _unload(self, model: _Model, number: int) -> None:
+        servable = model.servables.pop(number)
+        self._set(model.versions[number], VersionState.UNLOADING)
+
+        def closed() -> None:
+            self._set(model.versions[number], VersionState.END)
+            _log.info(f"model {servable.name} version {servable.version} was unloaded")
+
+        # Outside the lock of whoever waits for states: closing takes a while.
+        threading.Thread(target=servable.retire, args=(closed,), name="unload").start()
+
+    def _set(self, version: Version, state: VersionState) -> None:
+        with self._changed:
+            version.state = state
+            self._changed.notify_all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
 import json
 import logging
@@ -26,17 +27,17 @@ from tornado import httpserver, httputil, iostream, netutil
 from serving import protos
 from serving.errors import InputError, ServerStartError
 from serving.standin import json_form, metrics
-from serving.standin.handlers import Handlers, select_outputs
+from serving.standin.handlers import Handlers
 from serving.standin.metrics import Metrics
-from serving.standin.servable import DEFAULT_SIGNATURE
-from serving.standin.settings import ServerOptions
+from serving.standin.predict import DEFAULT_SIGNATURE, Order
+from serving.standin.settings import ServerOptions, TlsFiles
 from serving.standin.status import Code, StatusError, from_exception, invalid_argument
 
 _log = logging.getLogger(__name__)
 
-_VERSION = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
+_VERSION = r"(?:(?:/versions/(?P<version>\d{1,20}))|(?:/labels/(?P<label>[^/:]+)))?"
 _PREDICTION = re.compile(
-    rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>predict)", re.IGNORECASE | re.ASCII
+    rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?-i:predict)", re.IGNORECASE | re.ASCII
 )
 _STATUS = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?:/(?P<part>metadata))?",
@@ -46,7 +47,8 @@ _API = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _REASONS = {499: "Client Closed Request", **httputil.responses}
-_INT64_MAX = 2**63 - 1
+# Seconds until an answer is 504.
+_TIMEOUT = 30.0
 
 
 class Answer(NamedTuple):
@@ -61,23 +63,19 @@ class RestApi:
     """What each path answers, without the network.
 
     Args:
-      handlers: What requests mean.
-      server_metrics: Counts, and is shown.
-      options: Limits.
+      max_bytes: Of a body, unpacked.
     """
 
-    def __init__(self, handlers: Handlers, server_metrics: Metrics, options: ServerOptions) -> None:
+    def __init__(self, handlers: Handlers, server_metrics: Metrics, max_bytes: int) -> None:
         self._handlers = handlers
         self._metrics = server_metrics
-        self._options = options
+        self._max_bytes = max_bytes
 
     def answer(self, method: str, path: str, body: bytes, zipped: bool) -> Answer:
         """Answers one request.
 
         Args:
-          method: The HTTP verb.
           path: With the query string, which no path of the API has.
-          body: As it was sent.
           zipped: Whether that is gzip.
         """
         if method not in _METHODS:
@@ -94,8 +92,6 @@ class RestApi:
             if method == "GET" and (match := _STATUS.fullmatch(path)):
                 return _json(200, self._describe(match))
             raise invalid_argument(f"Malformed request: {method} {path}")
-        except _NoBodyError:
-            return _json(400, "")
         except Exception as error:
             status = from_exception(error)
             if status.code is Code.INTERNAL:
@@ -106,9 +102,7 @@ class RestApi:
         started = time.monotonic()
         status = Code.OK
         try:
-            if zipped:
-                body = _unzipped(body, self._options.max_message_bytes)
-            return self._predict(match, body, started + self._options.rest_timeout)
+            return self._predict(match, _unzipped(body, self._max_bytes) if zipped else body)
         except Exception as error:
             status = from_exception(error).code
             raise
@@ -117,13 +111,10 @@ class RestApi:
             name = urllib.parse.unquote(match["name"], errors="replace")
             self._metrics.count_request(name, status.name, "REST", elapsed)
 
-    def _predict(self, match: re.Match[str], body: bytes, deadline: float) -> str:
+    def _predict(self, match: re.Match[str], body: bytes) -> str:
         spec = _model_spec(match)
         document = json_form.parse(body)
         key = json_form.signature_name(document) or DEFAULT_SIGNATURE
-        if match["method"] != "predict":
-            # ":PREDICT" matches the path and is no method, as upstream.
-            raise invalid_argument(f"Malformed request: POST {match.string}")
         with self._handlers.lease(spec) as servable:
             signature = servable.signatures.get(key)
             if signature is None:
@@ -133,8 +124,8 @@ class RestApi:
             if not signature.inputs:
                 raise invalid_argument(f"Failed to get input map for signature: {key}")
             inputs, by_row = json_form.to_inputs(document, signature.inputs)
-            aliases = select_outputs(signature, ())
-            outputs = self._handlers.run(servable, signature, inputs, aliases, deadline)
+            aliases = signature.output_aliases
+            outputs = self._handlers.run(servable, Order(signature, inputs, aliases))
         return json_form.from_outputs(dict(zip(aliases, outputs, strict=True)), by_row)
 
     def _describe(self, match: re.Match[str]) -> str:
@@ -152,14 +143,11 @@ class RestApi:
         return f'{{\n"model_spec":{spec},\n"metadata": {{"signature_def": {definitions}}}\n}}\n'
 
 
-class _NoBodyError(Exception):
-    """A version beyond 64 bits, which upstream answers with 400 and no body."""
-
-
 def refusal(status: StatusError) -> Answer:
     """The answer to a request that ended with a status other than OK."""
     text = json.dumps(status.message, ensure_ascii=False)
-    return _json(status.http_status, f'{{\n    "error": {text}\n}}')
+    body = f'{{\n    "error": {text}\n}}' if status.message else ""
+    return _json(status.http_status, body)
 
 
 def _json(status: int, body: str) -> Answer:
@@ -189,11 +177,10 @@ def _unzipped(body: bytes, limit: int) -> bytes:
 def _model_spec(match: re.Match[str]) -> Any:
     spec = protos.ModelSpec(name=urllib.parse.unquote(match["name"], errors="replace"))
     if match["version"]:
-        # int() refuses thousands of digits in another way.
-        version = int(match["version"]) if len(match["version"]) < 30 else _INT64_MAX + 1
-        if version > _INT64_MAX:
-            raise _NoBodyError
-        spec.version.value = version
+        try:
+            spec.version.value = int(match["version"])
+        except ValueError:
+            raise invalid_argument("") from None  # more than 64 bits: upstream says nothing
     elif match["label"]:
         spec.version_label = urllib.parse.unquote(match["label"], errors="replace")
     return spec
@@ -216,34 +203,34 @@ def _message_json(message: Any) -> str:
 
 
 class RestServer:
-    """Answers HTTP in a thread of its own; graphs run in a pool beside it.
-
-    Args:
-      api: What to answer.
-      options: Address, limits and certificates.
-    """
+    """Answers HTTP in a thread of its own; graphs run in a pool beside it."""
 
     def __init__(self, api: RestApi, options: ServerOptions) -> None:
         self._api = api
         self._options = options
         self._workers = concurrent.futures.ThreadPoolExecutor(16, "rest")
         self._loop = asyncio.new_event_loop()
-        self._server: _LimitedServer | None = None
-        self._active = 0
-        self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rest", daemon=True)
+        self._answering: set[asyncio.Task[None]] = set()
+        self._server: httpserver.HTTPServer | None = None
 
     def start(self) -> int:
         """Binds and answers.
-
-        Returns:
-          The port.
 
         Raises:
           ServerStartError: The port is taken.
           InputError: Unusable certificates.
         """
         options = self._options
-        tls = self._ssl_context()
+        self._server = httpserver.HTTPServer(
+            self._accept,
+            max_body_size=options.max_message_bytes,
+            max_header_size=64 * 1024,
+            chunk_size=64 * 1024,
+            idle_connection_timeout=options.io_timeout,
+            body_timeout=options.io_timeout,
+            ssl_options=_ssl_context(options.tls),
+        )
         port = options.rest_port or 0
         try:
             family = socket.AF_INET6 if ":" in options.host else socket.AF_UNSPEC
@@ -256,119 +243,62 @@ class RestServer:
                 "with --rest-port"
             ) from None
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(sockets, tls), self._loop).result()
+        self._loop.call_soon_threadsafe(self._server.add_sockets, sockets)
         return int(sockets[0].getsockname()[1])
 
     def stop(self, grace: float) -> None:
-        """Takes no new connections, lets requests under way finish, closes all.
-
-        Args:
-          grace: Seconds for requests under way.
-        """
-        if self._server is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._drain(self._server, grace), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        """Takes no new connections, lets requests under way finish, closes all."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._drain(grace), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
         self._workers.shutdown(wait=True)
 
-    def _ssl_context(self) -> ssl.SSLContext | None:
-        tls = self._options.tls
-        if tls is None:
-            return None
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(tls.certificate, tls.key)
-            if tls.client_ca is not None:
-                context.verify_mode = ssl.CERT_REQUIRED
-                context.load_verify_locations(tls.client_ca)
-        except OSError as error:  # SSLError is one
-            raise InputError(f"cannot use the certificates: {error}") from None
-        return context
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
-
-    async def _listen(self, sockets: list[socket.socket], tls: ssl.SSLContext | None) -> None:
-        options = self._options
-        self._server = _LimitedServer(
-            self._accept,
-            max_body_size=options.max_message_bytes,
-            max_header_size=64 * 1024,
-            chunk_size=64 * 1024,
-            idle_connection_timeout=options.io_timeout,
-            body_timeout=options.io_timeout,
-            ssl_options=tls,
-        )
-        self._server.limit = options.max_connections
-        self._server.add_sockets(sockets)
-
-    async def _drain(self, server: _LimitedServer, grace: float) -> None:
-        server.stop()
-        end = time.monotonic() + grace
-        while self._active and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        await server.close_all_connections()
+    async def _drain(self, grace: float) -> None:
+        assert self._server is not None
+        self._server.stop()
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=grace)
+        await self._server.close_all_connections()
 
     def _accept(self, request: httputil.HTTPServerRequest) -> None:
-        self._active += 1
-        asyncio.ensure_future(self._respond(request)).add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._active -= 1
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, iostream.StreamClosedError):
-            _log.warning("REST: %s: %s", type(error).__name__, " ".join(str(error).split()))
+        task = self._loop.create_task(self._respond(request))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     async def _respond(self, request: httputil.HTTPServerRequest) -> None:
         connection = request.connection
         assert connection is not None
-        status, kind, body = await self._answer(request)
+        zipped = request.headers.get("Content-Encoding", "").lower() == "gzip"
+        path, method = request.uri or "/", request.method or ""
+        work = self._loop.run_in_executor(
+            self._workers, self._api.answer, method, path, request.body, zipped
+        )
+        try:
+            # Nothing can stop the work; its answer goes nowhere then.
+            status, kind, body = await asyncio.wait_for(asyncio.shield(work), _TIMEOUT)
+        except asyncio.TimeoutError:
+            late = StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for the model")
+            status, kind, body = refusal(late)
         # Half of a surrogate pair may come back in an error: it has no bytes.
         payload = body.encode(errors="replace")
         headers = httputil.HTTPHeaders({"Content-Type": kind, "Content-Length": str(len(payload))})
         start = httputil.ResponseStartLine("", status, _REASONS.get(status, "Unknown"))
-        if request.method == "HEAD":
-            payload = b""
-        await connection.write_headers(start, headers, payload)
-        connection.finish()
-
-    async def _answer(self, request: httputil.HTTPServerRequest) -> Answer:
-        zipped = request.headers.get("Content-Encoding", "").lower() == "gzip"
-        work = self._loop.run_in_executor(
-            self._workers,
-            self._api.answer,
-            request.method or "",
-            request.uri or "/",
-            request.body,
-            zipped,
-        )
-        try:
-            # Nothing can stop the work; its answer goes nowhere then.
-            return await asyncio.wait_for(asyncio.shield(work), self._options.rest_timeout)
-        except asyncio.TimeoutError:
-            late = StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for the model")
-            return refusal(late)
+        with contextlib.suppress(iostream.StreamClosedError):
+            await connection.write_headers(start, headers, b"" if method == "HEAD" else payload)
+            connection.finish()
 
 
-class _LimitedServer(httpserver.HTTPServer):
-    """Holds no more connections than it can afford."""
-
-    limit = 2048
-
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize(*args, **kwargs)
-        self._complained = 0.0
-
-    def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
-        if len(self._connections) < self.limit:
-            super().handle_stream(stream, address)
-            return
-        stream.close()
-        now = time.monotonic()
-        if now - self._complained > 1.0:
-            self._complained = now
-            _log.warning("REST: more than %d connections; closing new ones", self.limit)
+def _ssl_context(tls: TlsFiles | None) -> ssl.SSLContext | None:
+    if tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(tls.client_ca)
+    except OSError as error:  # SSLError is one
+        raise InputError(f"cannot use the certificates: {error}") from None
+    return context

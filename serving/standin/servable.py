@@ -12,7 +12,7 @@ import functools
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,6 @@ from serving.standin.status import Code, StatusError, from_exception, invalid_ar
 tf = quiet.import_tensorflow()
 _CallableOptions = importlib.import_module("tensorflow.core.protobuf.config_pb2").CallableOptions
 
-DEFAULT_SIGNATURE = "serving_default"
-WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
-MAX_WARMUP_RECORDS = 1000
 # Distinct output_filters a client can make us compile before old ones go.
 _MAX_CALLABLES = 32
 
@@ -49,10 +46,8 @@ class Signature:
     """One entry point of a loaded model.
 
     Attributes:
-      name: The signature key.
       inputs: Alias to tensor, sorted.
       outputs: Alias to tensor, sorted.
-      output_aliases: The keys of :attr:`outputs`.
     """
 
     def __init__(self, name: str, definition: Any, session: Any) -> None:
@@ -90,7 +85,7 @@ class Signature:
             # The runtime's message quotes the bad input, which was no text.
             raise invalid_argument(error.object.decode("utf-8", "replace")) from None
         except Exception as error:
-            raise _status(error) from None
+            raise from_exception(error) from None
 
     def _make_callable(self, aliases: tuple[str, ...]) -> Callable[..., list[Any]]:
         options = _CallableOptions()
@@ -108,12 +103,10 @@ class Signature:
 
 def _tensor_infos(definitions: Any) -> dict[str, TensorInfo]:
     infos = {}
-    for alias in sorted(definitions):
-        info = definitions[alias]
-        sizes = tuple(dim.size for dim in info.tensor_shape.dim)
-        infos[alias] = TensorInfo(
-            info.name, info.dtype, None if info.tensor_shape.unknown_rank else sizes
-        )
+    for alias, info in sorted(definitions.items()):
+        shape = info.tensor_shape
+        sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+        infos[alias] = TensorInfo(info.name, info.dtype, sizes)
     return infos
 
 
@@ -121,11 +114,11 @@ class Servable:
     """A version of a model, loaded. Counts its users and closes after the last.
 
     Attributes:
-      name: The model's name.
-      version: Its version number.
-      path: Where it was loaded from.
       signatures: The entry points by key, initialisation ones (``__...``) too.
       signature_defs: ``SignatureDefMap`` of saved_model.pb, serialised, whole.
+
+    Raises:
+      StatusError: It does not load.
     """
 
     def __init__(self, name: str, version: int, path: str) -> None:
@@ -133,9 +126,9 @@ class Servable:
         self.version = version
         self.path = path
         self._lock = threading.Lock()
-        self._users = 0
-        self._on_closed: Callable[[], None] | None = None
-        self._retired = False
+        # The one who loaded it is the first user.
+        self._users = 1
+        self._on_closed: Callable[[], None] = lambda: None
         self._session, definitions = _load(path)
         known = protos.SignatureDefMap()
         for key, definition in definitions.items():
@@ -146,42 +139,26 @@ class Servable:
             for key, definition in sorted(known.signature_def.items())
         }
 
-    def acquire(self) -> bool:
-        """Counts one more user; False when the servable is on its way out."""
+    def acquire(self) -> None:
+        """Counts one more user; not after :meth:`retire`."""
         with self._lock:
-            if not self._retired:
-                self._users += 1
-            return not self._retired
+            self._users += 1
 
     def release(self) -> None:
-        """Counts one user less; the last one of a retired servable closes it."""
+        """Counts one user less; after the last one it closes, in that one's thread."""
         with self._lock:
             self._users -= 1
-            last = self._retired and self._users == 0
-        if last:
-            self._close()
-
-    def retire(self, on_closed: Callable[[], None] = lambda: None) -> None:
-        """Takes no new users and closes once the present ones are done.
-
-        Args:
-          on_closed: Called once, after the session was closed, in the thread
-            of whoever finished last.
-        """
-        with self._lock:
-            self._retired = True
-            self._on_closed = on_closed
-            idle = self._users == 0
-        if idle:
-            self._close()
-
-    def _close(self) -> None:
+            if self._users:
+                return
         for signature in self.signatures.values():
             signature.close()
         self._session.close()
-        on_closed, self._on_closed = self._on_closed, None
-        if on_closed is not None:
-            on_closed()
+        self._on_closed()
+
+    def retire(self, on_closed: Callable[[], None] = lambda: None) -> None:
+        """Closes once the present users are done, and calls ``on_closed`` then."""
+        self._on_closed = on_closed
+        self.release()
 
 
 def _load(path: str) -> tuple[Any, Any]:
@@ -191,9 +168,7 @@ def _load(path: str) -> tuple[Any, Any]:
     ):
         raise StatusError(
             Code.NOT_FOUND,
-            "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
-            f"{path}. Check that the directory exists and that you have the right permissions "
-            "for accessing it.",
+            f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}",
         )
     graph = tf.Graph()
     config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
@@ -205,54 +180,17 @@ def _load(path: str) -> tuple[Any, Any]:
         return session, meta_graph.signature_def
     except BaseException as error:
         session.close()
-        raise _load_status(path, error) from None
-
-
-def _load_status(path: str, error: BaseException) -> BaseException:
-    """The status of a failed load, by what Python's loader raises in each case."""
-    if isinstance(error, OSError):  # saved_model.pb does not parse
-        return StatusError(Code.OUT_OF_RANGE, f"Read less bytes than requested: {path}: {error}")
-    if isinstance(error, ValueError):
-        # The real server makes a version without variables AVAILABLE and fails
-        # every request; it is refused here. docs/serving.md lists the deviation.
-        text = f"Could not find the variables of the SavedModel at {path}: {error}"
-        return StatusError(Code.NOT_FOUND, text)
-    if isinstance(error, RuntimeError):  # no graph with the tag "serve"
-        return StatusError(Code.NOT_FOUND, str(error))
-    return _status(error) if isinstance(error, Exception) else error
-
-
-def _status(error: Exception) -> StatusError:
-    """A status with TensorFlow's own code and text where it raised the error."""
-    if isinstance(error, tf.errors.OpError):
-        return StatusError(Code(error.error_code), error.message)
-    return from_exception(error)
-
-
-def read_warmup_requests(path: str) -> Iterator[bytes]:
-    """Reads a version's warm-up records, each a serialised ``PredictionLog``.
-
-    The file is a TFRecord, as TensorFlow Serving reads it.
-
-    Args:
-      path: The version's folder.
-
-    Yields:
-      At most 1000 records.
-
-    Raises:
-      StatusError: Broken file, or too many records.
-    """
-    file = os.path.join(path, WARMUP_FILE)
-    if not os.path.isfile(file):
-        return
-    try:
-        for count, record in enumerate(tf.compat.v1.io.tf_record_iterator(file)):
-            if count == MAX_WARMUP_RECORDS:
-                raise invalid_argument(
-                    f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS}) "
-                    f"at {file}"
-                )
-            yield record
-    except tf.errors.OpError as error:
-        raise _status(error) from None
+        # What Python's loader raises in each case.
+        if isinstance(error, OSError):  # saved_model.pb does not parse
+            text = f"Read less bytes than requested: {path}: {error}"
+            raise StatusError(Code.OUT_OF_RANGE, text) from None
+        if isinstance(error, ValueError):
+            # The real server makes a version without variables AVAILABLE and fails
+            # every request; it is refused here. docs/serving.md lists the deviation.
+            text = f"Could not find the variables of the SavedModel at {path}: {error}"
+            raise StatusError(Code.NOT_FOUND, text) from None
+        if isinstance(error, RuntimeError):  # no graph with the tag "serve"
+            raise StatusError(Code.NOT_FOUND, str(error)) from None
+        if isinstance(error, Exception):
+            raise from_exception(error) from None
+        raise

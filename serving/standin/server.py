@@ -11,17 +11,15 @@ from typing import Any
 import grpc
 
 from serving.errors import InputError, ServerStartError
-from serving.standin import handlers, settings
-from serving.standin.grpc_api import GrpcApi
-from serving.standin.lifecycle import Loader
+from serving.standin import grpc_api
+from serving.standin.handlers import RELOAD_TIMEOUT, Handlers
 from serving.standin.metrics import Metrics
 from serving.standin.models import Models
 from serving.standin.rest_api import RestApi, RestServer
-from serving.standin.settings import ServerOptions
-from serving.standin.status import Code, StatusError
+from serving.standin.settings import ServerOptions, parse_models
+from serving.standin.status import StatusError
 
 _log = logging.getLogger(__name__)
-_RELOAD_TIMEOUT = 60.0
 
 
 class EmbeddedServer:
@@ -29,30 +27,25 @@ class EmbeddedServer:
 
     Usable as a context manager: enters ready, leaves drained.
 
-    Args:
-      options: What to serve and where.
-
     Attributes:
-      models: What is served.
-      metrics: What was counted.
       handlers: What both ports answer with.
       port: gRPC's, once it listens.
       rest_port: REST's, once it listens; None without one.
+      draining: Set when the server began to stop.
     """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self.port = 0
         self.rest_port: int | None = None
-        loader = Loader(handlers.warm_up, options.max_load_retries, options.load_retry_interval)
-        self.models = Models(loader, options)
+        self.models = Models(options)
         self.metrics = Metrics(self.models.available)
-        self._config = _ConfigFile(options, self.models)
-        self.handlers = handlers.Handlers(self.models, self.metrics, self._config.supersede)
+        self.handlers = Handlers(self.models, self.metrics)
+        self._config = self._read_config()
         self._workers = concurrent.futures.ThreadPoolExecutor(options.max_workers, "grpc")
         self._grpc: grpc.Server | None = None
         self._rest: RestServer | None = None
-        self._draining = threading.Event()
+        self.draining = threading.Event()
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
 
@@ -66,11 +59,6 @@ class EmbeddedServer:
         """``host:port`` of REST, or None without one."""
         return None if self.rest_port is None else _joined(self.options.host, self.rest_port)
 
-    @property
-    def draining(self) -> threading.Event:
-        """Set when the server began to stop."""
-        return self._draining
-
     def start(self, timeout: float | None = None) -> None:
         """Loads the models, then listens; returns when requests are answered.
 
@@ -83,7 +71,7 @@ class EmbeddedServer:
           InputError: Unusable certificates.
         """
         credentials = self._credentials()
-        self.models.start(self.options.models)
+        self.models.start()
         try:
             for name in self.options.models:
                 if not self.models.wait_until_available(name, timeout):
@@ -93,25 +81,18 @@ class EmbeddedServer:
             self.stop(0)
             raise
         if self.options.config_file is not None:
-            watch = threading.Thread(
-                target=self._config.watch, args=(self._draining,), name="config", daemon=True
-            )
-            watch.start()
+            threading.Thread(target=self._watch_config, name="config", daemon=True).start()
 
     def healthy(self) -> bool:
         """Whether a model answers and the server is not going away."""
-        return not self._draining.is_set() and bool(self.models.available())
+        return not self.draining.is_set() and bool(self.models.available())
 
     def stop(self, grace: float | None = None) -> None:
-        """Takes no new requests, finishes those under way, closes the models.
-
-        Args:
-          grace: Seconds for requests under way; the option's by default.
-        """
+        """Takes no new requests, finishes those under way, closes the models."""
         with self._stop_lock:
             if self._stopped.is_set():
                 return
-            self._draining.set()
+            self.draining.set()
             grace = self.options.drain_timeout if grace is None else grace
             grpc_stopped = self._grpc.stop(grace) if self._grpc is not None else None
             if self._rest is not None:
@@ -171,7 +152,7 @@ class EmbeddedServer:
             ],
         )
         server.add_generic_rpc_handlers(
-            GrpcApi(self.handlers, self.metrics, self.healthy).services()
+            grpc_api.services(self.handlers, self.metrics, self.healthy)
         )
         wanted = _joined(options.host, options.port)
         try:
@@ -187,74 +168,45 @@ class EmbeddedServer:
                 "machine's; choose another with --port"
             )
         if options.rest_port is not None:
-            self._rest = RestServer(RestApi(self.handlers, self.metrics, options), options)
+            api = RestApi(self.handlers, self.metrics, options.max_message_bytes)
+            self._rest = RestServer(api, options)
             self.rest_port = self._rest.start()
         server.start()
         self._grpc = server
 
-
-class _ConfigFile:
-    """The model configuration as a file, applied when it changes or appears.
-
-    Args:
-      options: Which file, how often to look, and the models of the command
-        line, which stay whatever the file says.
-      models: To configure.
-    """
-
-    def __init__(self, options: ServerOptions, models: Models) -> None:
-        self._options = options
-        self._models = models
-        self._applied = self._read()
-
-    def supersede(self) -> None:
-        """Takes what the file says now for older than an order that just came."""
-        self._applied = self._read()
-
-    def watch(self, stopping: threading.Event) -> None:
-        """Looks at the file every ``poll_interval`` until told to stop."""
-        complaint = ""
-        while not stopping.wait(self._options.poll_interval):
-            text = self._read()
-            if text is None or (text == self._applied and not self._options.real_reloads):
-                continue
-            try:
-                self._apply(text)
-            except StatusError as error:
-                if error.message != complaint:
-                    _log.warning("%s: %s", self._options.config_file, error.one_line)
-                complaint = error.message
-                if error.code is Code.FAILED_PRECONDITION:
-                    # A label waits for its version, which may be loading.
-                    self._applied = None
-            else:
-                complaint = ""
-                _log.info("%s: read again", self._options.config_file)
-
-    def _read(self) -> bytes | None:
-        if self._options.config_file is None:
-            return None
+    def _read_config(self) -> bytes | None:
+        """The configuration file as it is now; None without one."""
         try:
-            return pathlib.Path(self._options.config_file).read_bytes()
+            return pathlib.Path(self.options.config_file or "").read_bytes()
         except OSError:
             return None
 
-    def _apply(self, text: bytes) -> None:
-        def still_wanted() -> bool:
-            # An order by request may have come first, or the file changed again.
-            if self._read() != text or (self._applied == text and not self._options.real_reloads):
-                return False
-            self._applied = text
-            return True
+    def _watch_config(self) -> None:
+        """Applies the configuration file when it changes or appears.
 
-        try:
-            found = settings.parse_models(
-                text.decode("utf-8", "replace"), str(self._options.config_file)
-            )
-        except StatusError:
-            self._applied = text  # said once
-            raise
-        self._models.reload({**self._options.models, **found}, _RELOAD_TIMEOUT, still_wanted)
+        The models of the command line stay whatever it says.
+        """
+        complaint = ""
+        while not self.draining.wait(self.options.poll_interval):
+            # What is read under the lock is no older than the last order by request.
+            with self.models.ordering:
+                text = self._read_config()
+                same = text == self._config and not self.options.real_reloads
+                if text is None or same:
+                    continue
+                source = str(self.options.config_file)
+                try:
+                    found = parse_models(text.decode("utf-8", "replace"), source)
+                    self.models.reload({**self.options.models, **found}, RELOAD_TIMEOUT)
+                except StatusError as error:
+                    # Tried again: a label may wait for its version, which is loading.
+                    if error.message != complaint:
+                        _log.warning("%s: %s", source, error.one_line)
+                    complaint = error.message
+                else:
+                    complaint = ""
+                    self._config = text
+                    _log.info("%s: read again", source)
 
 
 def _joined(host: str, port: int) -> str:

@@ -15,10 +15,8 @@ from google.protobuf import text_format
 
 from serving import protos
 from serving.standin.status import invalid_argument
-from serving.standin.versions import VersionPolicy
 
 MIB = 2**20
-_PLATFORM = "tensorflow"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +24,23 @@ class ModelSettings:
     """One served model.
 
     Attributes:
-      name: What clients call it.
       base_path: The folder with its numbered versions.
-      policy: Which versions to serve.
-      labels: Label to version.
+      versions: The versions to serve, of those that are there; None for the latest ones.
+      latest: How many of these, by number; None for all.
     """
 
     name: str
     base_path: str
-    policy: VersionPolicy = VersionPolicy()
+    versions: tuple[int, ...] | None = None
+    latest: int | None = 1
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def choose(self, available: Mapping[int, str]) -> dict[int, str]:
+        """The versions to serve, number to path, of those in the folder."""
+        chosen = sorted(available, reverse=True)[: self.latest]
+        if self.versions is not None:
+            chosen = [number for number in self.versions if number in available]
+        return {number: available[number] for number in chosen}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +48,6 @@ class TlsFiles:
     """Certificates for both ports, as PEM files.
 
     Attributes:
-      certificate: The server's chain.
-      key: Its private key.
       client_ca: When given, only clients with a certificate of this authority
         are let in (mutual TLS).
     """
@@ -59,16 +62,12 @@ class ServerOptions:
     """Options of :class:`serving.standin.server.EmbeddedServer`.
 
     Attributes:
-      models: What to serve, by name.
       host: The address to bind; loopback unless told otherwise.
       port: gRPC; 0 takes a free one.
       rest_port: REST and metrics; 0 takes a free one, None has no REST.
-      tls: Serves both ports with TLS when given.
       max_workers: Requests worked on at the same time on the gRPC port.
       max_waiting: Requests worked on or waiting; beyond, RESOURCE_EXHAUSTED.
       max_message_bytes: A longer gRPC message or REST body is refused.
-      max_connections: REST connections held at the same time.
-      rest_timeout: Seconds until REST answers 504.
       io_timeout: Seconds that a REST client may take to send a request.
       poll_interval: Seconds between looks at the version folders.
       max_load_retries: Further tries after a failed load.
@@ -89,8 +88,6 @@ class ServerOptions:
     max_workers: int = 64
     max_waiting: int = 1024
     max_message_bytes: int = 64 * MIB
-    max_connections: int = 2048
-    rest_timeout: float = 30.0
     io_timeout: float = 30.0
     poll_interval: float = 1.0
     max_load_retries: int = 2
@@ -102,10 +99,6 @@ class ServerOptions:
 
 def parse_models(text: str, source: str) -> dict[str, ModelSettings]:
     """The models of a ModelServerConfig text proto, as ``--model_config_file`` has it.
-
-    Args:
-      text: The file's text.
-      source: Its name, for the message.
 
     Raises:
       StatusError: INVALID_ARGUMENT; not a ModelServerConfig, or not a sound one.
@@ -122,24 +115,35 @@ def models_of(config: Any) -> dict[str, ModelSettings]:
     """The models of a ``ModelServerConfig`` by name, checked.
 
     Raises:
-      StatusError: As TensorFlow Serving's ReloadConfig.
+      StatusError: INVALID_ARGUMENT, as TensorFlow Serving's ReloadConfig.
     """
     if config.WhichOneof("config") == "custom_model_config":
         raise invalid_argument("Custom model configurations are not supported; use a list.")
     models: dict[str, ModelSettings] = {}
     for item in config.model_config_list.config:
-        _check_platform(item)
-        if item.name in models:
+        name, path, policy = item.name, item.base_path, item.model_version_policy
+        platform = item.model_platform or ("tensorflow" if item.model_type == 1 else "")
+        if not platform:
             raise invalid_argument(
-                f"Illegal to list model {item.name} multiple times in config list"
+                "Illegal setting neither model_type(deprecated) nor model_platform."
             )
-        if item.base_path and not os.path.isabs(item.base_path) and "://" not in item.base_path:
+        if platform != "tensorflow":
+            raise invalid_argument(f"Could not find platform {platform}; only 'tensorflow' is here")
+        if name in models:
+            raise invalid_argument(f"Illegal to list model {name} multiple times in config list")
+        if path and not os.path.isabs(path) and "://" not in path:
             raise invalid_argument(
-                f"Expected model {item.name} to have an absolute path or URI; got base_path()="
-                f"{item.base_path}"
+                f"Expected model {name} to have an absolute path or URI; got base_path()={path}"
             )
-        models[item.name] = ModelSettings(
-            item.name, item.base_path, _policy(item), dict(item.version_labels)
+        kind = policy.WhichOneof("policy_choice")
+        if kind == "specific" and not policy.specific.versions:
+            raise invalid_argument("Specific version policy lists no versions.")
+        models[name] = ModelSettings(
+            name,
+            path,
+            tuple(policy.specific.versions) if kind == "specific" else None,
+            None if kind == "all" else policy.latest.num_versions or 1,
+            dict(item.version_labels),
         )
     return models
 
@@ -148,34 +152,9 @@ def located(model: ModelSettings, folder: str) -> ModelSettings:
     """The model where it is: a file that containers read, too, may have their paths.
 
     Args:
-      model: As the file has it.
-      folder: The file's.
+      folder: That of the file.
     """
     beside = os.path.join(folder, model.name)
     if os.path.isdir(model.base_path) or not os.path.isdir(beside):
         return model
     return dataclasses.replace(model, base_path=beside)
-
-
-def _check_platform(item: Any) -> None:
-    if item.model_type and item.model_platform:
-        raise invalid_argument("Illegal setting both model_type(deprecated) and model_platform.")
-    platform = item.model_platform or {0: "", 1: _PLATFORM}.get(item.model_type, "other")
-    if not platform:
-        raise invalid_argument("Illegal setting neither model_type(deprecated) nor model_platform.")
-    if platform != _PLATFORM:
-        raise invalid_argument(
-            f"Could not find platform {platform}; this server serves '{_PLATFORM}'"
-        )
-
-
-def _policy(item: Any) -> VersionPolicy:
-    policy = item.model_version_policy
-    kind = policy.WhichOneof("policy_choice")
-    if kind == "specific":
-        if not policy.specific.versions:
-            raise invalid_argument("Specific version policy lists no versions.")
-        return VersionPolicy("specific", versions=tuple(policy.specific.versions))
-    if kind == "all":
-        return VersionPolicy("all")
-    return VersionPolicy("latest", count=policy.latest.num_versions or 1)

@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-import enum
+from grpc import StatusCode as Code
 
 from serving.errors import Error
-
-
-class Code(enum.IntEnum):
-    """``google.rpc.Code``, which gRPC and TensorFlow share."""
-
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
-
 
 # http_rest_api_util.cc; everything else is 500.
 _HTTP = {
@@ -44,8 +21,7 @@ _HTTP = {
     Code.UNAVAILABLE: 503,
     Code.DEADLINE_EXCEEDED: 504,
 }
-# grpc_status_util.cc cuts what goes into the HTTP/2 trailer.
-_MAX_MESSAGE = 1024
+_BY_NUMBER = {code.value[0]: code for code in Code}
 
 
 class StatusError(Error):
@@ -67,13 +43,6 @@ class StatusError(Error):
         return _HTTP.get(self.code, 500)
 
     @property
-    def grpc_message(self) -> str:
-        """The message as gRPC carries it: cut at 1024 characters."""
-        if len(self.message) <= _MAX_MESSAGE:
-            return self.message
-        return self.message[:_MAX_MESSAGE] + "...TRUNCATED"
-
-    @property
     def one_line(self) -> str:
         """The message on one line and not too long, for a log or a terminal."""
         return " ".join(self.message.split())[:500]
@@ -85,7 +54,10 @@ def invalid_argument(message: str) -> StatusError:
 
 
 def from_exception(error: Exception) -> StatusError:
-    """A status for whatever was raised: its own, or INTERNAL for the unforeseen."""
+    """A status for whatever was raised: its own, TensorFlow's, or INTERNAL."""
     if isinstance(error, StatusError):
         return error
+    number = getattr(error, "error_code", None)  # of a tf.errors.OpError
+    if number in _BY_NUMBER:
+        return StatusError(_BY_NUMBER[number], getattr(error, "message", str(error)))
     return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")

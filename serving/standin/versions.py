@@ -1,4 +1,4 @@
-"""Which versions a folder offers, by TensorFlow Serving's rules.
+"""A version's life, and which versions a folder offers, by TensorFlow Serving's rules.
 
 Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc.
 """
@@ -6,38 +6,40 @@ Source: tensorflow_serving/sources/storage_path/file_system_storage_path_source.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import os
 import re
-from typing import Literal
+
+from serving.standin.status import StatusError
 
 _INT64 = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
-_INT64_MAX = 2**63 - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class VersionPolicy:
-    """Which of a folder's versions are served.
+class VersionState(enum.IntEnum):
+    """``ModelVersionStatus.State``."""
+
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+@dataclasses.dataclass
+class Version:
+    """A version that was seen, from its first look on.
 
     Attributes:
-      kind: ``latest`` (the highest ``count`` numbers), ``all``, or
-        ``specific`` (the listed ones that exist).
-      count: For ``latest``.
-      versions: For ``specific``.
+      state: Where in its life it is.
+      error: Why the last load failed; None when it did not.
+      fingerprint: Of its files when the last load began; see :func:`fingerprint`.
     """
 
-    kind: Literal["latest", "all", "specific"] = "latest"
-    count: int = 1
-    versions: tuple[int, ...] = ()
-
-    def choose(self, available: dict[int, str]) -> dict[int, str]:
-        """The versions to serve, of those that :func:`list_versions` found."""
-        if self.kind == "all":
-            return dict(available)
-        if self.kind == "specific":
-            chosen = [number for number in self.versions if number in available]
-        else:
-            chosen = sorted(available, reverse=True)[: self.count]
-        return {number: available[number] for number in chosen}
+    number: int
+    path: str
+    state: VersionState = VersionState.START
+    error: StatusError | None = None
+    fingerprint: frozenset[tuple[str, int, int]] = frozenset()
 
 
 def parse_version(name: str) -> int | None:
@@ -48,7 +50,7 @@ def parse_version(name: str) -> int | None:
     if not _INT64.fullmatch(name):
         return None
     number = int(name)
-    return number if -_INT64_MAX - 1 <= number <= _INT64_MAX else None
+    return number if -(2**63) <= number < 2**63 else None
 
 
 def list_versions(base_path: str) -> dict[int, str]:
@@ -67,17 +69,17 @@ def list_versions(base_path: str) -> dict[int, str]:
     }
 
 
-def fingerprint(path: str) -> tuple[tuple[str, int, int], ...]:
+def fingerprint(path: str) -> frozenset[tuple[str, int, int]]:
     """Names, sizes and times of a version's files; changes when any file does.
 
     Lets a failed version be tried again once it was repaired or completed.
     """
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    found = []
-    for file in sorted(files) or [path]:
-        try:
-            info = os.stat(file)
-        except OSError:
-            continue  # gone since it was listed
-        found.append((os.path.relpath(file, path), info.st_size, info.st_mtime_ns))
-    return tuple(found)
+    found = set()
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                info = os.stat(os.path.join(folder, name))
+            except OSError:
+                continue  # gone since it was listed
+            found.add((os.path.join(folder, name), info.st_size, info.st_mtime_ns))
+    return frozenset(found)

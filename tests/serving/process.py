@@ -6,6 +6,10 @@ import pathlib
 import subprocess
 import sys
 
+from prometheus_client import parser
+
+from serving.standin.server import EmbeddedServer
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -37,3 +41,14 @@ class Serve:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def answered(server: EmbeddedServer, **labels: str) -> int:
+    """How many requests a server counted, of those with these labels."""
+    return sum(
+        int(sample.value)
+        for metric in parser.text_string_to_metric_families(server.metrics.render())
+        for sample in metric.samples
+        if sample.name.startswith(":tensorflow:serving:request_count")
+        and labels.items() <= sample.labels.items()
+    )

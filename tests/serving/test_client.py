@@ -23,6 +23,7 @@ from serving.grpc_transport import GrpcTransport
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
 from serving.transport import Address
+from tests.serving.process import answered
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
 
@@ -335,7 +336,7 @@ def test_metrics_count_by_model_and_status(server: EmbeddedServer) -> None:
     import urllib.request
 
     transport = GrpcTransport(Address(server.address, "autoencoder"))
-    before = server.metrics.requests("autoencoder", "OK")
+    before = answered(server, model_name="autoencoder", status="OK")
     transport.predict("encode", {"images": IMAGES}, ("code",))
     with pytest.raises(errors.InvalidRequestError):
         transport.predict("encode", {}, ())

@@ -30,9 +30,7 @@ def server(built: pathlib.Path) -> Iterator[EmbeddedServer]:
     models = {
         name: ModelSettings(name, str(built / name)) for name in ("autoencoder", "conformance")
     }
-    options = ServerOptions(
-        models, port=0, rest_port=0, max_message_bytes=8 * MIB, io_timeout=5.0, max_connections=1500
-    )
+    options = ServerOptions(models, port=0, rest_port=0, max_message_bytes=8 * MIB, io_timeout=5.0)
     with EmbeddedServer(options) as running:
         yield running
 

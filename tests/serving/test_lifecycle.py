@@ -16,11 +16,11 @@ import pytest
 from serving import errors, protos
 from serving.client import ReconstructionClient
 from serving.grpc_transport import GrpcTransport
-from serving.standin.lifecycle import VersionState as State
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
 from serving.standin.status import StatusError
-from serving.standin.versions import VersionPolicy, list_versions, parse_version
+from serving.standin.versions import VersionState as State
+from serving.standin.versions import list_versions, parse_version
 from serving.transport import Address
 from tests.serving.conftest import StartServer
 
@@ -197,19 +197,19 @@ def test_a_plain_file_with_a_number_for_a_name_is_a_version_that_fails(
 @pytest.mark.parametrize(
     ("policy", "served"),
     [
-        (VersionPolicy("latest", count=2), [2, 3]),
-        (VersionPolicy("all"), [1, 2, 3]),
-        (VersionPolicy("specific", versions=(1, 3, 7)), [1, 3]),
+        ({"latest": 2}, [2, 3]),
+        ({"latest": None}, [1, 2, 3]),
+        ({"versions": (1, 3, 7)}, [1, 3]),
     ],
     ids=["latest 2", "all", "specific"],
 )
 def test_policies(
-    tmp_path: pathlib.Path, push: Push, start_server: StartServer, policy: VersionPolicy,
+    tmp_path: pathlib.Path, push: Push, start_server: StartServer, policy: dict[str, Any],
     served: list[int],
 ) -> None:  # fmt: skip
     for version in (1, 2, 3):
         push(tmp_path, version)
-    server = start_server({"m": ModelSettings("m", str(tmp_path), policy)})
+    server = start_server({"m": ModelSettings("m", str(tmp_path), **policy)})
     wait(server, lambda: server.models.available() == {"m": served}, "the policy")
     assert version_of_answer(server) == max(served)
 
@@ -278,7 +278,7 @@ def test_reload_moves_labels_and_refuses_what_is_not_available(
 ) -> None:
     for version in (1, 2):
         push(tmp_path, version)
-    server = start_server({"m": ModelSettings("m", str(tmp_path), VersionPolicy("all"))})
+    server = start_server({"m": ModelSettings("m", str(tmp_path), latest=None)})
     wait(server, lambda: server.models.available() == {"m": [1, 2]}, "both")
     transport = GrpcTransport(Address(server.address, "m"))
     transport.reload(config(("m", tmp_path, [1, 2], {"stable": 1, "canary": 2})))
@@ -338,8 +338,7 @@ def test_the_configuration_file_is_read_again_when_it_changes(
         push(tmp_path / "m", version)
     file = ConfigFile(tmp_path / "models.config")
     file.write(config(("m", tmp_path / "m", [1, 2], {"stable": 1})))
-    settings = ModelSettings("m", str(tmp_path / "m"), VersionPolicy("specific", versions=(1, 2)),
-                             {"stable": 1})  # fmt: skip
+    settings = ModelSettings("m", str(tmp_path / "m"), (1, 2), labels={"stable": 1})  # fmt: skip
     server = start_server({"m": settings}, config_file=str(file.path))
     wait(server, lambda: server.models.available() == {"m": [1, 2]}, "both")
     assert version_of_answer(server, label="stable") == 1

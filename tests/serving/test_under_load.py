@@ -23,7 +23,7 @@ from serving import contract, errors, protos
 from serving.grpc_transport import GrpcTransport
 from serving.standin.server import EmbeddedServer
 from serving.transport import Address
-from tests.serving.process import Serve
+from tests.serving.process import Serve, answered
 
 CLIENTS = 16
 MIB = 2**20
@@ -184,14 +184,14 @@ def test_stopping_under_load_drops_nothing_that_was_accepted(
     inputs = {"x": np.ones((2, 1), np.float32)}
     with Load(server.address, "m", "serving_default", inputs) as load:
         assert server.models.wait_for(lambda: True)
-        while server.metrics.requests() < 500:
+        while answered(server) < 500:
             time.sleep(0.01)
         server.stop()
         load.join()
     # What the server answered is what clients got: nothing was lost on the way
     # out, and what it no longer took was refused as UNAVAILABLE, safe to retry.
-    assert load.answers == server.metrics.requests("m", "OK")
-    assert server.metrics.requests() == load.answers
+    assert load.answers == answered(server, model_name="m", status="OK")
+    assert answered(server) == load.answers
     assert {type(error) for error in load.failures} == {errors.ServerUnavailableError}
 
 

@@ -17,8 +17,8 @@ from tfx.utils import io_utils, proto_utils
 
 from components.serving_validator import component
 from serving import protos
-from serving.standin.handlers import warm_up
-from serving.standin.servable import Servable, read_warmup_requests
+from serving.standin.predict import read_warmup_requests, warm_up
+from serving.standin.servable import Servable
 from tests.serving import models
 
 Validate = Callable[..., Any]
