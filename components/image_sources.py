@@ -7,7 +7,6 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +15,7 @@ from tfx.dsl.io import fileio
 from components import features
 from components.errors import DataError
 from components.mnist_example_gen import idx
-from components.mnist_example_gen.slices import cut, open_remote
+from components.mnist_example_gen.slices import Slice, cut
 from serving.errors import InputError
 from serving.images import Invert
 from serving.uses.infer import PICTURES_A_SHARD, PictureSource, file_identity
@@ -33,7 +32,6 @@ class RecordSource:
     """A TFRecord file of tf.Examples with ``image`` and, where known, ``label``.
 
     Attributes:
-      path: The file.
       start: Always 0: a compressed file has no random access.
     """
 
@@ -79,19 +77,8 @@ class RecordSource:
         return file_identity(self.path, self.start, None)
 
 
-@dataclasses.dataclass(frozen=True)
-class IdxSource:
-    """A range of the images of an IDX file.
-
-    Attributes:
-      files: Images and, where there are any, labels.
-      start: First image.
-      stop: One after the last.
-    """
-
-    files: idx.SplitFiles
-    start: int
-    stop: int
+class IdxSource(Slice):
+    """A range of the images of an IDX file."""
 
     @property
     def name(self) -> str:
@@ -100,15 +87,10 @@ class IdxSource:
 
     def batches(self) -> Iterator[Batch]:
         """The images of the range, in order."""
-        options: dict[str, Any] = {"chunk": CHUNK, "opener": open_remote}
-        images = idx.read_images(self.files.images, self.start, self.stop, **options)
-        if self.files.labels is None:
-            for chunk in images:
-                yield Batch(chunk.reshape(SHAPE), np.full(len(chunk), features.NO_LABEL))
-            return
-        labels = idx.read_labels(self.files.labels, self.start, self.stop, **options)
-        for chunk, digits in zip(images, labels):
-            yield Batch(chunk.reshape(SHAPE), digits.astype(np.int64))
+        for images, digits in self.read(CHUNK):
+            if digits is None:
+                digits = np.full(len(images), features.NO_LABEL)
+            yield Batch(images.reshape(SHAPE), digits.astype(np.int64))
 
     def identity(self) -> str:
         """What the range holds, by the file's size and time."""

@@ -156,9 +156,6 @@ class ReconstructionClient:
         """A client of a pushed version without a server; imports TensorFlow.
 
         Args:
-          path: The version's folder, with saved_model.pb.
-          model: The model's name, for messages.
-          version: Its number, for messages.
           **options: ``batch_size`` and ``sample_...``, as for the class.
 
         Raises:
@@ -227,7 +224,6 @@ class ReconstructionClient:
         """Draws new images, float32 [n, 28, 28]; the same for the same seed.
 
         Args:
-          n: How many.
           seed: Image i is drawn with ``seed + i``.
         """
         if n < 0:
@@ -263,7 +259,6 @@ class ReconstructionClient:
         """Calls any signature of any model in one request.
 
         Args:
-          signature: Its key.
           inputs: Alias to array, of the signature's types.
           outputs: Aliases wanted; all when empty (over REST they must be named).
         """

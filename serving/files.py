@@ -46,9 +46,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Readers see the old content or all of the new; when this returns, it is on
     the disk. Missing folders are made. Nothing is left after an exception.
-
-    Args:
-      path: The file, which need not exist.
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,6 @@ class Loaded:
     """The images of one file.
 
     Attributes:
-      path: The file.
       images: uint8 [n, 28, 28], bright ink on dark ground.
       inverted: Whether light and dark were swapped.
     """
@@ -174,7 +173,6 @@ def write_sheet(path: pathlib.Path, rows: list[list[Array]]) -> None:
     """Writes images as a grid, magnified, as PNG.
 
     Args:
-      path: The file; its folder is made.
       rows: Rows of uint8 [28, 28] images.
 
     Raises:

@@ -39,7 +39,6 @@ class Sampler:
     """Copies images of requests to files, beside the answers' way.
 
     Args:
-      folder: Where the files go.
       fraction: Of the images, above 0 to 1.
       max_bytes: Of all files in the folder; beyond, images are dropped.
 

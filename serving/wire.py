@@ -91,7 +91,6 @@ def fill_tensor(proto: Any, array: Array, *, typed: bool = False) -> None:
     """Writes an array into an empty ``TensorProto``.
 
     Args:
-      proto: The message.
       array: Any shape; numeric, bool, or objects/bytes for strings.
       typed: Numbers go one by one in the typed fields, as in TensorFlow
         Serving's answers, not as one block in ``tensor_content``.
@@ -130,9 +129,6 @@ def predict_request(
     """A ``PredictRequest``.
 
     Args:
-      model: The model's name.
-      signature: The signature's key.
-      inputs: Alias to array.
       outputs: Aliases of the outputs wanted; all when empty.
       version: A version number; None for the latest.
       label: A version label; excludes ``version``.
@@ -155,9 +151,6 @@ def decode_tensor(proto: Any) -> Array:
     Follows TensorFlow: ``tensor_content`` must have exactly the shape's size;
     of typed values, none means zeros, too few repeat the last, too many are
     ignored.
-
-    Args:
-      proto: The message.
 
     Returns:
       An array, read-only where it shares memory with the message's bytes;
@@ -250,9 +243,6 @@ def read_predict_response(data: bytes) -> dict[str, Array]:
 
     Protobuf copies a map's values one number at a time when it is first
     looked into; this reads them where they lie.
-
-    Args:
-      data: The message.
 
     Returns:
       Alias to array; numbers share memory with ``data`` and are read-only.

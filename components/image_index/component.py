@@ -120,8 +120,6 @@ def measure(
     """What the codes in an index are good for.
 
     Args:
-      index_uri: Written by :func:`ImageIndex`.
-      model_path: The SavedModel that made it.
       mean: PCA's, float [784].
       components: PCA's, float [784, 784], most important first.
 
@@ -154,9 +152,9 @@ def _search(
     labels = evaluation[features.LABEL][queries]
 
     def agreement(codes: np.ndarray, query_codes: np.ndarray) -> dict[str, float]:
-        index = neighbours.Index(codes[known])
-        found = neighbours.measure(index, train[features.LABEL][known], query_codes, labels)
-        return {"precision_at_10": found.precision, "knn_accuracy": found.accuracy}
+        rows, _ = neighbours.nearest(codes[known], query_codes)
+        found = train[features.LABEL][known][rows]
+        return dict(zip(("precision_at_10", "knn_accuracy"), neighbours.agreement(found, labels)))
 
     def project(images: np.ndarray) -> np.ndarray:
         # A block at a time: as floats, the images of a large set fill the memory.

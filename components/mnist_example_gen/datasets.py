@@ -65,9 +65,7 @@ class Dataset:
 
     Attributes:
       name: ``mnist``, ``mnist-5k`` or the name of the user's folder.
-      folder: The folder of its IDX files.
       origin: Where it came from, for people.
-      splits: What it holds, by split.
       digest: SHA-256 over all its values.
       notice: A line to tell the user, or "".
     """
@@ -108,7 +106,6 @@ def find(
       name: ``auto``, ``mnist`` (the full set or an error) or ``mnist-5k``.
       data_dir: A folder with the four IDX files; wins over every other place.
       progress: Called while downloading with file name, bytes done, bytes in all.
-      allow_download: Whether the network may be asked.
 
     Raises:
       idx.DataError: Nothing usable; the message says where and why.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -45,9 +44,6 @@ def encode_examples(images: np.ndarray, labels: np.ndarray | None) -> list[bytes
     Args:
       images: uint8 [n, 784].
       labels: uint8 [n], or None where unknown.
-
-    Returns:
-      n serialized tf.train.Example.
     """
     rows = pa.array([row.tobytes() for row in images], pa.binary())
     columns = [pa.ListArray.from_arrays(np.arange(len(images) + 1, dtype=np.int32), rows)]
@@ -58,21 +54,6 @@ def encode_examples(images: np.ndarray, labels: np.ndarray | None) -> list[bytes
         names.append(features.LABEL)
     batch = pa.RecordBatch.from_arrays(columns, names)
     return example_coder.RecordBatchToExamples(batch)
-
-
-def read_slice(piece: Slice) -> Iterator[bytes]:
-    """Yields the serialized examples of a slice."""
-    images = idx.read_images(piece.files.images, piece.start, piece.stop, opener=open_remote)
-    if piece.files.labels is None:
-        for chunk in images:
-            yield from encode_examples(chunk, None)
-        return
-    labels = idx.read_labels(piece.files.labels, piece.start, piece.stop, opener=open_remote)
-    for chunk, digits in zip(images, labels):
-        if piece.keep is not None:
-            wanted = np.isin(digits, piece.keep)
-            chunk, digits = chunk[wanted], digits[wanted]
-        yield from encode_examples(chunk, digits)
 
 
 def split_files(exec_properties: dict[str, Any], split_pattern: str) -> idx.SplitFiles:
@@ -90,11 +71,6 @@ def write_shard(element: tuple[int, Slice], split_uri: str, shards: int) -> int:
     in memory but a chunk. A shard appears by rename, so a retried bundle leaves
     no half-written one.
 
-    Args:
-      element: Number of the shard and its slice.
-      split_uri: Folder of the split.
-      shards: Number of shards of the split.
-
     Returns:
       Number of examples written.
     """
@@ -104,9 +80,10 @@ def write_shard(element: tuple[int, Slice], split_uri: str, shards: int) -> int:
     options = tf.io.TFRecordOptions("GZIP", compression_level=_GZIP_LEVEL)
     count = 0
     with tf.io.TFRecordWriter(temporary, options) as writer:
-        for example in read_slice(piece):
-            writer.write(example)
-            count += 1
+        for images, labels in piece.read():
+            for example in encode_examples(images, labels):
+                writer.write(example)
+            count += len(images)
     fileio.rename(temporary, os.path.join(split_uri, name), overwrite=True)
     return count
 
@@ -185,8 +162,6 @@ def plan_outputs(
     """What to write where.
 
     Args:
-      files: Where each split is.
-      infos: What each holds.
       keep: Digits to keep; the others of the eval files then form the split
         ``held_out``, the anomalies that a one-class model has to find.
 

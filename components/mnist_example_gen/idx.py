@@ -27,7 +27,7 @@ MAX_LABEL = 9
 _UINT8 = 0x08
 _IMAGES_MAGIC = (_UINT8 << 8) | 3
 _LABELS_MAGIC = (_UINT8 << 8) | 1
-_CHUNK_IMAGES = 2_000
+CHUNK_IMAGES = 2_000
 _BLOCK_BYTES = 1 << 20
 
 IMAGES = "images-idx3-ubyte"
@@ -43,7 +43,6 @@ class SplitFiles:
     """Where the images and labels of a split are.
 
     Attributes:
-      images: Path of the IDX file with the images.
       labels: Path of the IDX file with the labels, or None where they are unknown.
     """
 
@@ -56,7 +55,6 @@ class SplitInfo:
     """What a checked split holds.
 
     Attributes:
-      count: Number of images.
       labelled: Whether there are labels.
       digest: SHA-256 of the decompressed files, images then labels.
       label_counts: Images by digit; empty without labels.
@@ -136,7 +134,7 @@ def read_images(
     start: int = 0,
     stop: int | None = None,
     *,
-    chunk: int = _CHUNK_IMAGES,
+    chunk: int = CHUNK_IMAGES,
     opener: Opener = open_local,
 ) -> Iterator[np.ndarray]:
     """Yields images ``start`` to ``stop`` in chunks, uint8 [<=chunk, 784].
@@ -152,7 +150,7 @@ def read_labels(
     start: int = 0,
     stop: int | None = None,
     *,
-    chunk: int = _CHUNK_IMAGES,
+    chunk: int = CHUNK_IMAGES,
     opener: Opener = open_local,
 ) -> Iterator[np.ndarray]:
     """Yields labels ``start`` to ``stop`` in chunks, uint8 [<=chunk].
@@ -218,13 +216,6 @@ def _skip(f: BinaryIO, size: int, path: str) -> None:
 def check_split(files: SplitFiles, opener: Opener = open_local) -> SplitInfo:
     """Reads a split to its end and checks all there is to check.
 
-    Args:
-      files: Where it is.
-      opener: Opens a path for binary reading.
-
-    Returns:
-      Count, digest and label counts.
-
     Raises:
       DataError: Damaged or wrong files, no images, labels that do not match.
     """
@@ -282,7 +273,6 @@ def find_split_files(paths: list[str], where: str) -> SplitFiles:
     Args:
       paths: Candidates, such as the matches of a split's pattern. Where both a
         plain and a compressed file are there, the plain one is taken.
-      where: What was looked through, for the message.
 
     Raises:
       DataError: No images among them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,6 @@ class Slice:
     """A range of a split's images, and which of them are wanted.
 
     Attributes:
-      files: Where the split is.
-      start: First image.
       stop: One after the last.
       keep: The labels to keep; None keeps all, labelled or not.
     """
@@ -38,6 +37,21 @@ class Slice:
     start: int
     stop: int
     keep: tuple[int, ...] | None = None
+
+    def read(self, chunk: int = idx.CHUNK_IMAGES) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields the images that are wanted, uint8 [<=chunk, 784], and their labels.
+
+        Labels are uint8 [<=chunk], or None where unknown.
+        """
+        of_range: dict[str, Any] = {"chunk": chunk, "opener": open_remote}
+        images = idx.read_images(self.files.images, self.start, self.stop, **of_range)
+        if self.files.labels is None:
+            yield from ((values, None) for values in images)
+            return
+        labels = idx.read_labels(self.files.labels, self.start, self.stop, **of_range)
+        for values, digits in zip(images, labels):
+            wanted = slice(None) if self.keep is None else np.isin(digits, self.keep)
+            yield values[wanted], digits[wanted]
 
 
 def cut(files: idx.SplitFiles, keep: tuple[int, ...] | None = None) -> list[Slice]:

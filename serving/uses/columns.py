@@ -41,7 +41,6 @@ def read_columns(
 
     Args:
       paths: The files; all have the same columns.
-      names: Of the columns.
       opener: Opens a path for binary reading.
 
     Returns:

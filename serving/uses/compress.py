@@ -31,7 +31,6 @@ class Compressed:
 
     Attributes:
       servable: The model that made the codes.
-      version: Its version.
       digest: Of its weights; other weights would decode to other images.
       bits: A float.
       low: Lowest value of each float of the code, float32 [d].

@@ -82,11 +82,7 @@ class InferenceJob:
     """What to infer.
 
     Attributes:
-      input: A file or folder, for the manifest.
       sources: Its images, one source a shard.
-      output: A folder.
-      model_path: A version's folder.
-      outputs: Columns that the model fills.
       file_format: ``parquet`` or ``tfrecord``.
       with_images: Whether the images are written, too.
     """
@@ -119,10 +115,6 @@ class Result:
 
 def run(job: InferenceJob, beam_args: Sequence[str]) -> Result:
     """Infers what is still to be inferred.
-
-    Args:
-      job: What.
-      beam_args: Beam's flags.
 
     Raises:
       InputError: Unusable input, an output that the model does not give, or a

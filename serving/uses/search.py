@@ -11,7 +11,7 @@ import numpy as np
 from serving import contract, images
 from serving.client import ReconstructionClient
 from serving.uses.columns import IMAGE, LABEL, read_columns
-from serving.uses.neighbours import Index
+from serving.uses.neighbours import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def search(
     indexed = read_columns(index_paths, (IMAGE, LABEL, contract.CODE))
     with ReconstructionClient.from_folder(model_path) as client:
         codes = client.encode(queries)
-    found = Index(indexed[contract.CODE]).query(codes, k)
+    found = nearest(indexed[contract.CODE], codes, k)
     return [
         [
             Hit(
@@ -61,7 +61,7 @@ def search(
             )
             for row, distance in zip(rows, distances)
         ]
-        for rows, distances in zip(found.rows, found.distances)
+        for rows, distances in zip(*found)
     ]
 
 

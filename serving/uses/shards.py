@@ -164,8 +164,6 @@ class Shard:
     """One output file.
 
     Attributes:
-      path: Where it goes.
-      source: The images.
       outputs: Columns that the model fills.
       with_images: Whether the images themselves are a column, too.
       file_format: ``parquet`` or ``tfrecord``.

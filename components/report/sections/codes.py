@@ -129,10 +129,10 @@ def code_pictures(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.nd
 def search(material: Material) -> Section:
     """Precision of image search, with examples."""
     rows = material.sample(seed=3)
-    found = neighbours.Index(material.train[contract.CODE]).query(material.codes[rows])
+    found, _ = neighbours.nearest(material.train[contract.CODE], material.codes[rows])
     known = bool(material.digits)
     strips = []
-    for row, hits in zip(rows, found.rows):
+    for row, hits in zip(rows, found):
         images = [material.images[row][np.newaxis], material.train[features.IMAGE][hits]]
         digits = " ".join(str(digit) for digit in material.train[features.LABEL][hits])
         name = f"{material.labels[row]} found {digits}" if known else ""
