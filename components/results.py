@@ -23,10 +23,6 @@ def read_json(uri: str, file: str) -> Any:
 def load_metrics(path: str, model_name: str) -> dict[str, Any]:
     """TFMA's figures of a model.
 
-    Args:
-      path: Folder of the evaluation.
-      model_name: Candidate or baseline.
-
     Returns:
       ``overall`` and, where there were labels, ``by_label``, each with mean,
       spread and maximum of the losses and the example count. Empty where that

@@ -87,12 +87,7 @@ def _check_beam(config: PipelineConfig) -> None:
 
 
 def check_nodes(cluster: KubeflowConfig, known: Sequence[str]) -> None:
-    """Refuses what the configuration says of nodes that are not there or cannot have it.
-
-    Args:
-      cluster: The configuration's part about the cluster.
-      known: Identifiers of the pipeline's nodes.
-    """
+    """Refuses what the configuration says of nodes that are not there or cannot have it."""
     for node_id in cluster.nodes:
         if node_id not in known:
             near = difflib.get_close_matches(node_id, known, n=1, cutoff=0.5)

@@ -48,7 +48,6 @@ class Node:
     """A node of the graph.
 
     Attributes:
-      id: TFX's.
       task: KFP's name of it.
       upstream: Identifiers of the nodes that it waits for.
     """
@@ -62,7 +61,6 @@ def run_parameters(config: PipelineConfig, assignments: Sequence[str] = ()) -> d
     """The run parameters of a submission, all of them.
 
     Args:
-      config: With the defaults.
       assignments: ``key=value`` over them.
 
     Raises:
@@ -121,8 +119,6 @@ def make_ir(
     """TFX's intermediate representation of the graph: of a continuous run with a golden set.
 
     Args:
-      config: What to run.
-      pipeline_root: Where artifacts go.
       data_folder: Folder with the IDX files, or with folders of spans.
       data_pattern: Folder of a span below that; "" for none, or not known.
       data_span: Which span; the latest when None.
@@ -178,7 +174,6 @@ def compile_pipeline(config: PipelineConfig, values: Mapping[str, Any]) -> str:
     """Compiles the pipeline.
 
     Args:
-      config: What to run.
       values: The mapping that ``config`` was parsed from; the nodes parse it again.
 
     Returns:

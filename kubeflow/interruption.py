@@ -36,11 +36,7 @@ class Watch:
     """
 
     def __init__(self, timeout: int):
-        """Starts to watch.
-
-        Args:
-          timeout: Seconds that the node has; 0 is any number.
-        """
+        """Starts to watch."""
         self.interrupted: Interrupted | None = None
         self._reason = Interrupted(f"gave up after its {timeout} s (timeout_seconds)", EXIT_TIMEOUT)
         signal.signal(signal.SIGTERM, self._cancel)

@@ -149,7 +149,6 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     """Runs the node, once more or for the first time.
 
     Args:
-      args: The node's arguments.
       watch: Over this process; settled when the outcome is.
 
     Raises:

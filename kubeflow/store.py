@@ -53,7 +53,6 @@ def connection(url: str, password: str | None = None) -> Connection:
     Args:
       url: ``mysql://USER@HOST[:PORT]/DATABASE``, ``grpc://HOST:PORT`` or
         ``sqlite:///PATH``.
-      password: Of the MySQL user.
 
     Raises:
       UserError: No such address.
@@ -93,8 +92,6 @@ def open_store(
     """Opens a store, waiting for one that is not up yet.
 
     Args:
-      config: See :func:`connection`.
-      url: For the message.
       patience: Seconds to wait.
 
     Raises:
@@ -160,10 +157,6 @@ def close_attempts(
     nodes and runs is touched.
 
     Args:
-      store: Where the attempt is noted.
-      run_id: The run.
-      node_id: The node.
-      pipeline_root: Folder of the artifacts.
       state: What became of the attempt. ``CANCELED`` takes the place of a
         failure that TFX may have noted when it was cancelled.
 

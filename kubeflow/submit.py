@@ -55,11 +55,9 @@ class Credentials:
     """How to prove who one is; every field may be empty.
 
     Attributes:
-      token: Bearer token.
       token_file: File with one, such as a mounted service-account token; read
         anew for each request, since it changes.
       cookie: Session cookie of an authenticating proxy, ``name=value``.
-      ca_file: Certificate authorities to trust.
     """
 
     token: str | None = dataclasses.field(default=None, repr=False)
@@ -102,11 +100,8 @@ class RunState:
     """A run as the backend sees it.
 
     Attributes:
-      run_id: KFP's.
-      name: For people.
       state: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED``, ...
       error: What the backend says went wrong, or "".
-      tasks: In the order they began.
     """
 
     run_id: str
@@ -166,11 +161,6 @@ class Submission:
     """What a run and a recurring run have in common.
 
     Attributes:
-      name: For people.
-      pipeline_id: The pipeline, from :meth:`KubeflowClient.upload`.
-      version_id: Its version, from there, too.
-      experiment_id: Where it is listed.
-      parameters: Run parameters.
       service_account: Account of the pods; None is the namespace's own.
     """
 
@@ -215,7 +205,6 @@ class KubeflowClient:
 
         Args:
           host: Address of the backend or of the proxy before it.
-          credentials: How to prove who one is.
           namespace: Of a multi-user installation; None for a single-user one.
           timeout: Seconds to wait for an answer.
 
@@ -256,10 +245,6 @@ class KubeflowClient:
         """Uploads a compiled pipeline where the backend does not have it yet.
 
         A version is named after its content, so that the same one is there once.
-
-        Args:
-          name: Of the pipeline.
-          package: The YAML.
 
         Returns:
           Identifiers of the pipeline and of the version.
@@ -329,11 +314,7 @@ class KubeflowClient:
         max_concurrency: int,
         catch_up: bool,
     ) -> str:
-        """Makes a recurring run, which replaces those of the same name.
-
-        Returns:
-          Its identifier.
-        """
+        """Makes a recurring run, which replaces those of the same name."""
         trigger: dict[str, Any] = (
             {"cron_schedule": {"cron": cron}}
             if cron

@@ -58,7 +58,6 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
     Args:
       name: Of the job, a DNS label.
       job_file: The training job, on the volume.
-      settings: See :func:`options`.
 
     Returns:
       A headless Service and an indexed Job, or a TFJob.
@@ -146,10 +145,6 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
 
 def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     """Runs a training with several workers and waits for it.
-
-    Args:
-      job: The training.
-      settings: See :func:`options`.
 
     Raises:
       RuntimeError: A worker failed; nothing of them is left running.

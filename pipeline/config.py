@@ -97,8 +97,6 @@ class TunerConfig(Settings):
     """The search for better hyper-parameters before the training.
 
     Attributes:
-      enabled: Search for them.
-      trials: Trainings to try.
       epochs: Epochs of a trial; None is a fifth of the training's, at least one.
     """
 
@@ -358,16 +356,8 @@ class PipelineConfig(Settings):
       name: The pipeline's name in ML Metadata.
       root: Folder of all that a run writes.
       cache: Use again what was computed from the same input.
-      data: What to train on.
       model: The selected model and its hyper-parameters.
-      trainer: How to train; what is not said is as the catalogue has it.
-      tuner: The search for better hyper-parameters.
-      evaluator: When a model is good enough.
-      validator: What it must show before it is pushed.
-      pusher: Where models are served from.
       beam: Beam's pipeline options, by name.
-      continuous: How spans of new images are trained on.
-      kubeflow: What a cluster has to provide.
     """
 
     name: str = "mnist-autoencoder"
@@ -465,9 +455,7 @@ def check_labels(config: PipelineConfig, labelled: int, where: str = "configurat
     """Refuses a model that wants more labels than the training split has.
 
     Args:
-      config: With the model.
       labelled: Labelled images that are left for training.
-      where: For the message.
 
     Raises:
       UserError: Naming model and field.

@@ -88,7 +88,6 @@ def table(*headings: str, right: Collection[str] = (), gap: int = 2) -> Table:
     """A table without rules.
 
     Args:
-      headings: One a column.
       right: Those whose columns are flush right.
       gap: Spaces between columns.
     """

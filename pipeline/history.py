@@ -26,7 +26,6 @@ class ComponentRecord:
     """What a component did in a run.
 
     Attributes:
-      id: Of the node.
       seconds: From start to end; 0 for a component answered from the cache.
       cached: Whether its outputs are those of an earlier run.
       state: ``complete``, ``cached``, ``failed``, ``running`` or ``canceled``.
@@ -47,10 +46,8 @@ class RunRecord:
       started: Local time of the first component.
       state: ``complete``, ``failed``, ``running``, or ``stopped`` where a span
         was not trained on.
-      components: In the order they ran.
       properties: Custom properties of its RunReport and the figures in them;
         empty where it has none.
-      report_uri: Folder of its RunReport, or None.
       pushed_version: Version it pushed, or None.
       pushed_path: Folder of that version, or None.
     """
@@ -222,9 +219,6 @@ def mark_interrupted(store: metadata_store.MetadataStore) -> list[int]:
     """Marks executions that were killed as failed.
 
     Call it only where no run can be under way.
-
-    Returns:
-      Identifiers of the executions.
     """
     interrupted = [
         e for e in store.get_executions() if e.last_known_state in (_STATES.NEW, _STATES.RUNNING)
@@ -253,7 +247,6 @@ def forget_refusals(store: metadata_store.MetadataStore, *, in_use_for: float = 
     no answer.
 
     Args:
-      store: ML Metadata.
       in_use_for: Seconds that a verdict is left alone which no node has read
         yet, where other runs may be under way.
 

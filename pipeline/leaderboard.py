@@ -19,7 +19,6 @@ class Column:
 
     Attributes:
       key: In the properties of a RunReport, and on the command line.
-      title: Above the column.
       show: A value as people read it.
       descending: Whether more is better.
     """
@@ -55,13 +54,7 @@ SORTABLE = (*_WORDS, *(column.key for column in COLUMNS))
 def leaderboard(
     records: Sequence[RunRecord], sort: str, reverse: bool = False
 ) -> list[dict[str, Any]]:
-    """Runs as plain values, best first; runs without the figure come last.
-
-    Args:
-      records: The runs.
-      sort: One of :data:`SORTABLE`.
-      reverse: Worst first.
-    """
+    """Runs as plain values, best first; runs without the figure come last."""
     rows: list[dict[str, Any]] = [
         {
             "run_id": record.run_id,

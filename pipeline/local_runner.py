@@ -75,10 +75,7 @@ def run(
     """Runs the pipeline once; the caller holds the lock of ``config.root``.
 
     Args:
-      config: What to run.
-      dataset: The data set that was found.
       run_id: Of the run; made of the time when None.
-      listener: Told what happens.
 
     Returns:
       The result as ``mnist-ae run --json`` prints it.
@@ -107,9 +104,6 @@ def launch(
     """Launches every node of a compiled pipeline in order.
 
     Args:
-      ir: The pipeline.
-      run_id: Of the run.
-      listener: Told what happens.
       until: Called after every component; where it says yes, the rest is left out.
 
     Returns:

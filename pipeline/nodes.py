@@ -59,7 +59,6 @@ def assemble(
     """A pipeline of the nodes.
 
     Args:
-      config: What to run.
       nodes: In topological order; None stands for one that is left out.
       metadata_connection: ML Metadata store; SQLite under ``config.root`` when
         None.
@@ -102,7 +101,6 @@ def example_gen(
     """The images to train on and to evaluate with.
 
     Args:
-      config: Names the digits to keep.
       folder: Of the IDX files, or of the spans.
       pattern: Folder of a span below that, such as ``span-{SPAN}``; "" where the
         files lie in ``folder`` itself.
@@ -188,10 +186,6 @@ def tuner(
     """The search for better hyper-parameters, where it is wanted.
 
     Args:
-      config: How to search.
-      examples: To train on.
-      transform: The graph in front of the model.
-      schema: Of the examples.
       base: Finds the model to start from; its architecture is kept.
     """
     if not config.tuner.enabled:
@@ -222,12 +216,6 @@ def trainer(
     """The training of the selected autoencoder.
 
     Args:
-      config: Names it, and how to train.
-      examples: To train on.
-      transform: The graph in front of the model.
-      schema: Of the examples.
-      tuner: Finds hyper-parameters.
-      base: Finds the model to start from.
       workers: Who trains, where it is not the Trainer itself; see
         ``trainer.run_fn.run_fn``.
       span_key: The span that the model is trained for, as "N.V".
@@ -271,10 +259,6 @@ def evaluator(
     """The losses of the candidate, and its blessing.
 
     Args:
-      config: Has the absolute bound.
-      examples: Their eval split is evaluated.
-      trainer: Gives the candidate.
-      schema: Of the examples.
       against: Finds the baseline; None compares with none.
       by_label: Whether there are labels to slice by.
       max_increase: How much worse than the baseline, relative to it.

@@ -25,8 +25,6 @@ def create_pipeline(
     """Wires a run on one data set, for every way of running it.
 
     Args:
-      config: What to run.
-      data_folder: Folder with the IDX files.
       labelled: Whether the images have labels, so that losses can be sliced.
       data_pattern: Folder of a span below ``data_folder``, such as
         ``span-{SPAN}``; "" where the files lie in ``data_folder`` itself.

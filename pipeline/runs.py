@@ -41,7 +41,6 @@ def choose(records: list[RunRecord], given: str | None) -> RunRecord:
     """The run that is called ``given``.
 
     Args:
-      records: Complete runs, oldest first.
       given: A run, the beginning of one, or what a model is served as, whose
         last run is meant; None is the last run of all.
 

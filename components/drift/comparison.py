@@ -74,11 +74,8 @@ def examine(
     """Describes the sets and compares them.
 
     Args:
-      span: What is to be judged.
       window: What was trained on last, perhaps empty.
-      golden: What never changes.
       model: The serving SavedModel, or None.
-      limits: When TFDV calls a distance an anomaly.
 
     Returns:
       As :func:`summarise`, with ``overlap`` and ``golden_overlap``, the
@@ -123,9 +120,6 @@ def describe(images: np.ndarray, model: Any | None) -> pd.DataFrame:
     Args:
       images: uint8 [n, 28, 28].
       model: A loaded SavedModel, or None.
-
-    Returns:
-      n rows.
     """
     values = images.astype(np.float32) / 255
     ink = values.mean(axis=(1, 2))

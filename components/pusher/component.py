@@ -85,8 +85,6 @@ def push(model_path: str, base: str, origin: str) -> str:
     """Publishes a SavedModel as the newest version under ``base``.
 
     Args:
-      model_path: Folder of the SavedModel.
-      base: Folder of the servable's versions.
       origin: URI of the artifact that holds the model.
 
     Returns:

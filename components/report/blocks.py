@@ -33,13 +33,9 @@ class Strips:
     """Rows of images under each other.
 
     Attributes:
-      name: Name of the PNG.
-      columns: Images a line.
       strips: What each row is, and its images uint8 [n, h, w] or [n, h, w, 3].
-      caption: What is to be seen.
       header: A word above each column.
       header_span: Columns below each word.
-      kind: A CSS class.
     """
 
     name: str
@@ -81,11 +77,7 @@ class Figure:
     """A chart and what it says.
 
     Attributes:
-      name: Name of the PNG.
-      chart: The chart.
-      caption: What is to be seen.
       small: Whether a third of the page's width is enough.
-      kind: A CSS class.
     """
 
     name: str
@@ -105,11 +97,8 @@ class Table:
     """A table; the first column is its rows' heads.
 
     Attributes:
-      header: Names of the columns.
       rows: Cells; numbers are set to the right.
-      caption: What it says.
       shade: Whether cells are shaded by their fraction of their row.
-      kind: A CSS class.
     """
 
     header: list[str]
@@ -136,9 +125,7 @@ class Section:
 
     Attributes:
       id: Its anchor.
-      title: Its heading.
       lead: What it is about, in a sentence.
-      blocks: What it shows.
     """
 
     id: str

@@ -103,7 +103,6 @@ def loss_curves(curves: Mapping[str, Sequence[float]], ylabel: str, *, log: bool
 
     Args:
       curves: Values by name; the first two are training and validation.
-      ylabel: What they are.
       log: Whether the axis is logarithmic, where all values are positive.
     """
     with _axes() as (axes, drawn):
@@ -184,9 +183,7 @@ def error_histogram(
 
     Args:
       errors: Errors of normal images, float [n].
-      threshold: Above it is an anomaly.
       strange: Errors of anomalies, float [m], or None.
-      strange_name: What they are.
     """
     everything = errors if strange is None else np.concatenate([errors, strange])
     edges = np.linspace(0, max(np.quantile(everything, 0.999), threshold * 1.1), 50)

@@ -26,10 +26,7 @@ class Origin:
     """An artifact that the report was made from, for its lineage.
 
     Attributes:
-      name: What it is.
-      type_name: Its type in ML Metadata.
       id: Its number there; 0 where the orchestrator does not tell.
-      uri: Where it is.
     """
 
     name: str
@@ -87,7 +84,6 @@ class Tile:
 
     Attributes:
       name: Name of the figure, as an HTML id.
-      title: What it is.
       shown: The figure as people read it.
       value: The figure as ``summary.json`` has it.
       note: What to compare it with.
@@ -163,15 +159,7 @@ def render(
     card: str,
     lineage: Sequence[Origin],
 ) -> str:
-    """The page.
-
-    Args:
-      sections: What it shows.
-      summary: What ``summary.json`` holds.
-      metadata: What the model says of itself.
-      card: The model card, in Markdown.
-      lineage: The artifacts that it was made from.
-    """
+    """The page."""
     # The card's own title would be a second one on the page.
     body = card.partition("\n")[2]
     html = MarkdownIt("commonmark").enable("table").render(body)

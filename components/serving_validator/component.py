@@ -66,11 +66,6 @@ class ServingValidatorExecutor(base_executor.BaseExecutor):
     ) -> None:
         """Serves, calls and judges the model; the checks are in ``validation``.
 
-        Args:
-          input_dict: ``model`` and ``examples``.
-          output_dict: ``blessing``.
-          exec_properties: Model name, latency budget, number of examples, split.
-
         Raises:
           ServingError: The examples cannot be used; a model that fails is not
             blessed instead.

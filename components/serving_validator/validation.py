@@ -97,11 +97,8 @@ class Report:
 
     Attributes:
       problems: Why the candidate is not to be pushed; empty when it is.
-      signatures: The signatures called.
       latency_ms: 95th percentile of one image over gRPC; None if not measured.
       refused_for: :data:`LATENCY` where that is the only problem, else "".
-      backend: Who served.
-      seconds: Duration of the whole validation.
     """
 
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -123,7 +120,6 @@ def validate(version_path: str, samples: TrialExamples, *, latency_budget_ms: fl
     Args:
       version_path: ``<anything>/<model name>/<version number>``; with its
         warm-up requests, so that they are tried too.
-      samples: What to call it with.
       latency_budget_ms: Milliseconds for one image over gRPC, 95th percentile.
 
     Returns:
@@ -378,12 +374,7 @@ def measure_latency(
     passes, the slowness of a model does not.
 
     Args:
-      ask: Waits for one answer.
       budget_ms: Milliseconds that are quick enough to measure no further.
-      pause: Seconds between two rounds.
-
-    Returns:
-      The best round's.
     """
     best = math.inf
     for round_ in range(_LATENCY_ROUNDS):
@@ -406,8 +397,6 @@ def write_warmup_requests(
     """Writes a version's warm-up requests: each signature, at each batch size.
 
     Args:
-      version_path: The version's folder.
-      samples: What to ask.
       batch_sizes: Images a request; no more than there are samples.
 
     Returns:

@@ -39,13 +39,7 @@ def data(dataset: str | None, data_dir: str | None, as_json: bool) -> None:
 
 
 def find_dataset(name: str, data_dir: str | None, display: RunDisplay) -> Dataset:
-    """The data set of a configuration, with ``MNIST_DATA_DIR`` as its default folder.
-
-    Args:
-      name: ``auto``, ``mnist`` or ``mnist-5k``.
-      data_dir: Folder with the four IDX files, or None.
-      display: Shows a download, and what is to be said of the data set.
-    """
+    """The data set of a configuration, with ``MNIST_DATA_DIR`` as its default folder."""
     from components.mnist_example_gen import datasets
     from pipeline import console
 

@@ -48,9 +48,7 @@ def option(spelling: str, text: str, *, to: str | None = None, **more: Any) -> D
 
     Args:
       spelling: As in the help: ``"-o --out FILE"``.
-      text: What it is for, with the unit.
       to: The function's parameter, where it is called otherwise.
-      more: What ``click.option`` takes.
     """
     *names, last = spelling.split()
     if last.startswith("-"):
@@ -87,11 +85,7 @@ root = _root(locate.DEFAULT_ROOT)
 
 
 def as_json(what: str) -> Decorator:
-    """The option ``--json``; the function gets ``as_json``.
-
-    Args:
-      what: What is printed then.
-    """
+    """The option ``--json``; the function gets ``as_json``."""
     return flag("--json", f"print {what}", to="as_json")
 
 
@@ -167,13 +161,9 @@ class ConfigSource:
     """Where a command's configuration comes from: the options as they were given.
 
     Attributes:
-      config: A YAML file, or None.
-      model: The model's name, or None.
       assigned: ``KEY=VALUE`` over the file; later ones win.
       beam: ``KEY=VALUE`` of Beam's options.
       dataset: ``auto``, ``mnist``, ``mnist-5k`` or None.
-      data_dir: Folder of the images, or None.
-      root: Folder of all that is written, or None.
     """
 
     config: str | None
@@ -213,12 +203,7 @@ class ConfigSource:
 
 
 def configuration(models: str = "NAME", which: str = "which autoencoder") -> Decorator:
-    """The options that describe a configuration; the function gets ``source``, a ConfigSource.
-
-    Args:
-      models: What ``--model`` takes.
-      which: What it means.
-    """
+    """The options that describe a configuration; the function gets ``source``, a ConfigSource."""
     return gathered(
         "source",
         ConfigSource,

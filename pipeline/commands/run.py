@@ -66,7 +66,6 @@ def _with_data(
     """The data set, and the configurations that it has enough labels for.
 
     Args:
-      configs: For one data set.
       leave_out: Tells of the others and goes on, instead of stopping at one.
     """
     from pipeline import console
