@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -68,19 +69,15 @@ class MeanOutput(tfma.metrics.Metric):
 
 
 def _computations(
-    name: str,
-    model_names: list[str] | None = None,
-    example_weighted: bool = False,
-    **unused_options,
+    name: str, model_names: list[str] | None = None, example_weighted: bool = False, **_: Any
 ) -> tfma.metrics.MetricComputations:
-    return [
-        tfma.metrics.MetricComputation(
-            keys=[key],
-            preprocessors=None,
-            combiner=_Moments(key, name),
-        )
+    keys = [
+        tfma.metrics.MetricKey(name, model_name, example_weighted=example_weighted)
         for model_name in model_names or [""]
-        for key in [tfma.metrics.MetricKey(name, model_name, example_weighted=example_weighted)]
+    ]
+    return [
+        tfma.metrics.MetricComputation(keys=[key], preprocessors=None, combiner=_Moments(key, name))
+        for key in keys
     ]
 
 
@@ -107,45 +104,41 @@ def eval_config(
       max_digit_increase: The same as ``max_increase``, for every digit; None sets no
         limit on digits.
     """
-    mse_threshold = config_pb2.MetricThreshold(
-        value_threshold=config_pb2.GenericValueThreshold(upper_bound={"value": max_mse})
-    )
-    if use_baseline:
-        mse_threshold.change_threshold.CopyFrom(_no_worse_by(max_increase))
+    overall = config_pb2.SlicingSpec()
+    digits = config_pb2.SlicingSpec(feature_keys=[features.LABEL])
+    # Of the overall slice only: a digit that is hard for every model would otherwise decide.
+    limits: list[tuple[Any, float | None, float]] = [(overall, max_mse, max_increase)]
+    if max_digit_increase is not None and use_baseline and by_label:
+        limits.append((digits, None, max_digit_increase))
+    thresholds = [
+        config_pb2.PerSliceMetricThreshold(
+            slicing_specs=[of_slice],
+            threshold=config_pb2.MetricThreshold(
+                value_threshold=None
+                if bound is None
+                else config_pb2.GenericValueThreshold(upper_bound={"value": bound}),
+                change_threshold=_no_worse_by(increase) if use_baseline else None,
+            ),
+        )
+        for of_slice, bound, increase in limits
+    ]
     metrics = [config_pb2.MetricConfig(class_name="ExampleCount")]
     for loss in LOSSES:
-        metric = config_pb2.MetricConfig(
-            class_name=MeanOutput.__name__, module=__name__, config=f'{{"name": "{loss}"}}'
-        )
-        if loss == contract.MSE:
-            # Of the overall slice only: a digit that is hard for every model
-            # would otherwise decide.
-            metric.per_slice_thresholds.append(
-                config_pb2.PerSliceMetricThreshold(
-                    slicing_specs=[config_pb2.SlicingSpec()], threshold=mse_threshold
-                )
+        metrics.append(
+            config_pb2.MetricConfig(
+                class_name=MeanOutput.__name__,
+                module=__name__,
+                config=f'{{"name": "{loss}"}}',
+                per_slice_thresholds=thresholds if loss == contract.MSE else [],
             )
-            if max_digit_increase is not None and use_baseline and by_label:
-                metric.per_slice_thresholds.append(
-                    config_pb2.PerSliceMetricThreshold(
-                        slicing_specs=[config_pb2.SlicingSpec(feature_keys=[features.LABEL])],
-                        threshold=config_pb2.MetricThreshold(
-                            change_threshold=_no_worse_by(max_digit_increase)
-                        ),
-                    )
-                )
-        metrics.append(metric)
-    specs = [config_pb2.ModelSpec(name=CANDIDATE, signature_name=contract.EVALUATE)]
-    if use_baseline:
-        specs.append(
-            config_pb2.ModelSpec(name=BASELINE, signature_name=contract.EVALUATE, is_baseline=True)
         )
-    slices = [config_pb2.SlicingSpec()]
-    if by_label:
-        slices.append(config_pb2.SlicingSpec(feature_keys=[features.LABEL]))
+    names = {CANDIDATE: False, BASELINE: True} if use_baseline else {CANDIDATE: False}
     return config_pb2.EvalConfig(
-        model_specs=specs,
-        slicing_specs=slices,
+        model_specs=[
+            config_pb2.ModelSpec(name=name, signature_name=contract.EVALUATE, is_baseline=baseline)
+            for name, baseline in names.items()
+        ],
+        slicing_specs=[overall, digits] if by_label else [overall],
         metrics_specs=[config_pb2.MetricsSpec(metrics=metrics)],
     )
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from tfx import types
 from tfx.dsl.components.common import resolver
-from tfx.types import standard_artifacts
 
-from components.drift.component import DriftReportArtifact
-from components.span_gate.component import GATED_PROPERTY, SpanReportArtifact
+from components.span_gate.component import GATED_PROPERTY
 
 # Channels.
 MODEL = "model"
@@ -178,45 +176,3 @@ class ServingModel(resolver.ResolverStrategy):
             if _int(blessing, GATED_PROPERTY) or not _text(model, SPAN_KEY):
                 return {MODEL: [model], BLESSING: [blessing]}
         return {MODEL: [], BLESSING: []}
-
-
-def baseline_resolver(candidate: types.BaseChannel) -> resolver.Resolver:
-    """The node that finds the baseline of ``candidate``."""
-    return resolver.Resolver(
-        strategy_class=LatestOtherBlessedModel,
-        **{
-            MODEL: types.Channel(type=standard_artifacts.Model),
-            BLESSING: types.Channel(type=standard_artifacts.ModelBlessing),
-            CANDIDATE: candidate,
-        },
-    ).with_id("BaselineResolver")
-
-
-def window_resolver(
-    size: int,
-    *,
-    current: types.BaseChannel | None = None,
-    without: types.BaseChannel | None = None,
-) -> resolver.Resolver:
-    """The node that finds a window, by :class:`RollingWindow`."""
-    channels = {
-        EXAMPLES: types.Channel(type=standard_artifacts.Examples),
-        DRIFT: types.Channel(type=DriftReportArtifact),
-        REPORTS: types.Channel(type=SpanReportArtifact),
-    }
-    for key, channel in ((CURRENT, current), (WITHOUT, without)):
-        if channel is not None:
-            channels[key] = channel
-    return resolver.Resolver(strategy_class=RollingWindow, config={"size": size}, **channels)
-
-
-def serving_model_resolver(servable: str, span_key: str) -> resolver.Resolver:
-    """The node that finds the serving model, by :class:`ServingModel`."""
-    return resolver.Resolver(
-        strategy_class=ServingModel,
-        config={"servable": servable, "span_key": span_key},
-        **{
-            MODEL: types.Channel(type=standard_artifacts.Model),
-            BLESSING: types.Channel(type=standard_artifacts.ModelBlessing),
-        },
-    )

@@ -40,6 +40,15 @@ class LockedError(Error):
         self.owner = owner
 
 
+def open_anywhere(path: str) -> BinaryIO:
+    """Opens a file for reading, of this machine or remote (``gs://``)."""
+    if "://" in path:
+        from tfx.dsl.io import fileio
+
+        return fileio.open(path, "rb")
+    return open(path, "rb")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` when the block ends well.

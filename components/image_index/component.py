@@ -22,7 +22,6 @@ from tfx.utils import io_utils, path_utils
 from components import features
 from components.image_index import anomalies
 from components.image_sources import RecordSource
-from components.mnist_example_gen.slices import open_remote
 from components.pca_reference import PcaReferenceArtifact, read_reference
 from serving import contract
 from serving.uses import neighbours
@@ -68,7 +67,7 @@ class CodeMetricsArtifact(Artifact):
 def read_split(index_uri: str, split: str, *columns: str) -> dict[str, np.ndarray]:
     """Columns of a split of an index, see :func:`columns.read_columns`; {} without it."""
     paths = sorted(fileio.glob(os.path.join(index_uri, f"Split-{split}", "*.parquet")))
-    return read_columns(paths, columns, open_remote) if paths else {}
+    return read_columns(paths, columns) if paths else {}
 
 
 @component(use_beam=True)

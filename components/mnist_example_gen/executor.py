@@ -23,7 +23,7 @@ from tfx_bsl.coders import example_coder
 
 from components import features
 from components.mnist_example_gen import datasets, idx
-from components.mnist_example_gen.slices import Slice, cut, open_remote
+from components.mnist_example_gen.slices import Slice, cut
 
 # Custom properties of the Examples artifact.
 DATASET_PROPERTY = "dataset"
@@ -108,7 +108,7 @@ class IdxExecutor(base_beam_executor.BaseBeamExecutor):
             exec_properties[standard_component_specs.INPUT_CONFIG_KEY], input_config
         )
         files = {s.name: split_files(exec_properties, s.pattern) for s in input_config.splits}
-        infos = {name: idx.check_split(f, open_remote) for name, f in files.items()}
+        infos = {name: idx.check_split(f) for name, f in files.items()}
         artifact = artifact_utils.get_single_instance(
             output_dict[standard_component_specs.EXAMPLES_KEY]
         )

@@ -3,7 +3,7 @@
 The format (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code, the
 number of dimensions, each dimension as a big-endian int32, then the values.
 Only standard library and NumPy, so that the command line can check a folder
-before TFX is imported. Remote folders (``gs://``) are read through ``opener``.
+before TFX is imported.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 
 from components.errors import DataError
+from serving import files as files_lib
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -34,8 +35,6 @@ IMAGES = "images-idx3-ubyte"
 LABELS = "labels-idx1-ubyte"
 # The names of the canonical files: <prefix>-images-idx3-ubyte[.gz].
 SPLIT_PREFIXES = {"train": "train", "eval": "t10k"}
-
-Opener = Callable[[str], BinaryIO]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,24 +65,16 @@ class SplitInfo:
     label_counts: tuple[int, ...]
 
 
-def open_local(path: str) -> BinaryIO:
-    """The default opener."""
-    return open(path, "rb")
-
-
-def _open(path: str, opener: Opener) -> BinaryIO:
-    raw = opener(path)
+def _open(path: str) -> BinaryIO:
     # By content, not by name: mirrors serve gzip under both names.
-    magic = raw.read(2)
-    raw.seek(0)
-    if magic == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    return raw
+    zipped = is_compressed(path)
+    raw = files_lib.open_anywhere(path)
+    return gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[return-value]
 
 
-def is_compressed(path: str, opener: Opener = open_local) -> bool:
+def is_compressed(path: str) -> bool:
     """Whether the file is gzip-compressed: then it can only be read in order."""
-    with opener(path) as f:
+    with files_lib.open_anywhere(path) as f:
         return f.read(2) == b"\x1f\x8b"
 
 
@@ -119,39 +110,29 @@ def _read_header(f: BinaryIO, path: str, magic: int, what: str) -> int:
     return dims[0]
 
 
-def count_images(path: str, opener: Opener = open_local) -> int:
+def count_images(path: str) -> int:
     """The number of images that the header of ``path`` announces.
 
     Raises:
       DataError: Not an IDX file of 28x28 uint8 images.
     """
-    with _open(path, opener) as f:
+    with _open(path) as f:
         return _read_header(f, path, _IMAGES_MAGIC, "images")
 
 
 def read_images(
-    path: str,
-    start: int = 0,
-    stop: int | None = None,
-    *,
-    chunk: int = CHUNK_IMAGES,
-    opener: Opener = open_local,
+    path: str, start: int = 0, stop: int | None = None, *, chunk: int = CHUNK_IMAGES
 ) -> Iterator[np.ndarray]:
     """Yields images ``start`` to ``stop`` in chunks, uint8 [<=chunk, 784].
 
     Raises:
       DataError: The file is damaged or shorter than its header says.
     """
-    yield from _read_values(path, _IMAGES_MAGIC, "images", PIXELS, start, stop, chunk, opener)
+    yield from _read_values(path, _IMAGES_MAGIC, "images", PIXELS, start, stop, chunk)
 
 
 def read_labels(
-    path: str,
-    start: int = 0,
-    stop: int | None = None,
-    *,
-    chunk: int = CHUNK_IMAGES,
-    opener: Opener = open_local,
+    path: str, start: int = 0, stop: int | None = None, *, chunk: int = CHUNK_IMAGES
 ) -> Iterator[np.ndarray]:
     """Yields labels ``start`` to ``stop`` in chunks, uint8 [<=chunk].
 
@@ -159,7 +140,7 @@ def read_labels(
       DataError: The file is damaged, or a label is over 9.
     """
     position = start
-    for values in _read_values(path, _LABELS_MAGIC, "labels", 1, start, stop, chunk, opener):
+    for values in _read_values(path, _LABELS_MAGIC, "labels", 1, start, stop, chunk):
         values = values.reshape(-1)
         if values.size and values.max() > MAX_LABEL:
             bad = int(np.argmax(values > MAX_LABEL))
@@ -179,9 +160,8 @@ def _read_values(
     start: int,
     stop: int | None,
     chunk: int,
-    opener: Opener,
 ) -> Iterator[np.ndarray]:
-    with _open(path, opener) as f:
+    with _open(path) as f:
         count = _read_header(f, path, magic, what)
         stop = count if stop is None else min(stop, count)
         if start:
@@ -213,29 +193,29 @@ def _skip(f: BinaryIO, size: int, path: str) -> None:
         size -= step
 
 
-def check_split(files: SplitFiles, opener: Opener = open_local) -> SplitInfo:
+def check_split(files: SplitFiles) -> SplitInfo:
     """Reads a split to its end and checks all there is to check.
 
     Raises:
       DataError: Damaged or wrong files, no images, labels that do not match.
     """
     digest = hashlib.sha256()
-    count = count_images(files.images, opener)
+    count = count_images(files.images)
     if count == 0:
         raise DataError(f"{files.images}: holds no images")
     digest.update(struct.pack(">IIII", _IMAGES_MAGIC, count, SIDE, SIDE))
-    for images in read_images(files.images, opener=opener):
+    for images in read_images(files.images):
         digest.update(images.data)
     counts = np.zeros(MAX_LABEL + 1, np.int64)
     if files.labels is not None:
-        with _open(files.labels, opener) as f:
+        with _open(files.labels) as f:
             labels = _read_header(f, files.labels, _LABELS_MAGIC, "labels")
         if labels != count:
             raise DataError(
                 f"{files.labels}: {labels:,} labels for the {count:,} images of {files.images}"
             )
         digest.update(struct.pack(">II", _LABELS_MAGIC, count))
-        for values in read_labels(files.labels, opener=opener):
+        for values in read_labels(files.labels):
             digest.update(values.data)
             counts += np.bincount(values, minlength=MAX_LABEL + 1)
     return SplitInfo(
@@ -246,14 +226,14 @@ def check_split(files: SplitFiles, opener: Opener = open_local) -> SplitInfo:
     )
 
 
-def file_digest(path: str, opener: Opener = open_local) -> str:
+def file_digest(path: str) -> str:
     """SHA-256 of a file's bytes, decompressed.
 
     Raises:
       DataError: A damaged gzip file.
     """
     digest = hashlib.sha256()
-    with _open(path, opener) as f:
+    with _open(path) as f:
         while block := _read(f, _BLOCK_BYTES, path):
             digest.update(block)
     return digest.hexdigest()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tfx.dsl.io import fileio
 
 from components.mnist_example_gen import idx
 
@@ -17,11 +16,6 @@ SLICE_IMAGES = 10_000
 # A compressed file has no random access: each slice decompresses all that
 # comes before it, so there are few of them whatever the size.
 _MAX_COMPRESSED_SLICES = 4
-
-
-def open_remote(path: str) -> Any:
-    """Opens a local or remote file for reading."""
-    return fileio.open(path, "rb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +37,11 @@ class Slice:
 
         Labels are uint8 [<=chunk], or None where unknown.
         """
-        of_range: dict[str, Any] = {"chunk": chunk, "opener": open_remote}
-        images = idx.read_images(self.files.images, self.start, self.stop, **of_range)
+        images = idx.read_images(self.files.images, self.start, self.stop, chunk=chunk)
         if self.files.labels is None:
             yield from ((values, None) for values in images)
             return
-        labels = idx.read_labels(self.files.labels, self.start, self.stop, **of_range)
+        labels = idx.read_labels(self.files.labels, self.start, self.stop, chunk=chunk)
         for values, digits in zip(images, labels):
             wanted = slice(None) if self.keep is None else np.isin(digits, self.keep)
             yield values[wanted], digits[wanted]
@@ -56,9 +49,9 @@ class Slice:
 
 def cut(files: idx.SplitFiles, keep: tuple[int, ...] | None = None) -> list[Slice]:
     """Cuts a split into slices to be read in parallel."""
-    count = idx.count_images(files.images, open_remote)
+    count = idx.count_images(files.images)
     slices = max(1, -(-count // SLICE_IMAGES))
-    if idx.is_compressed(files.images, open_remote):
+    if idx.is_compressed(files.images):
         slices = min(slices, _MAX_COMPRESSED_SLICES)
     bounds = [int(b) for b in np.linspace(0, count, slices + 1)]
     return [Slice(files, a, b, keep) for a, b in itertools.pairwise(bounds)]

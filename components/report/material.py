@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from components import features
-from components.report import pictures
 from serving import contract
+from serving.images import to_bytes
 from serving.uses.shards import load_model
 
 Columns = dict[str, np.ndarray]
@@ -39,7 +39,7 @@ class ExportedModel:
     def reconstruct(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [n, 28, 28] to reconstructions of the same kind, and errors [n]."""
         answer = self._signatures[contract.RECONSTRUCT](images=tf.constant(images))
-        shown = pictures.to_bytes(answer[contract.RECONSTRUCTION].numpy())
+        shown = to_bytes(answer[contract.RECONSTRUCTION].numpy())
         return shown, answer[contract.RECONSTRUCTION_ERROR].numpy()
 
     def decode(self, codes: np.ndarray, digits: np.ndarray | None = None) -> np.ndarray:
@@ -48,12 +48,12 @@ class ExportedModel:
         if self.decodes_labels:
             arguments[contract.LABEL] = tf.constant(digits, tf.int64)
         answer = self._signatures[contract.DECODE](**arguments)
-        return pictures.to_bytes(answer[contract.RECONSTRUCTION].numpy())
+        return to_bytes(answer[contract.RECONSTRUCTION].numpy())
 
     def generate(self, seeds: np.ndarray) -> np.ndarray:
         """Seeds int64 [n] to images uint8 [n, 28, 28]."""
         answer = self._signatures[contract.GENERATE](seed=tf.constant(seeds, tf.int64))
-        return pictures.to_bytes(answer[contract.IMAGES].numpy())
+        return to_bytes(answer[contract.IMAGES].numpy())
 
 
 @dataclasses.dataclass(frozen=True)

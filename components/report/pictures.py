@@ -14,11 +14,6 @@ _GAP = 2
 _SCALE = 2
 
 
-def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Grey levels in [0, 1] as uint8."""
-    return np.clip(np.rint(np.nan_to_num(images) * 255), 0, 255).astype(np.uint8)
-
-
 def to_png(image: Image.Image) -> bytes:
     """A picture as a PNG file."""
     buffer = io.BytesIO()

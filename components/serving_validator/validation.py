@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,12 @@ import tensorflow as tf
 from serving import contract, launcher, protos, wire
 from serving.errors import ServerStartError, ServingError
 from serving.grpc_transport import GrpcTransport
-from serving.standin.servable import Servable
+from serving.standin.predict import WARMUP_FILE
+from serving.standin.servable import Servable, Signature
 from serving.transport import Address
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 # What the contract always has; a candidate without it serves nobody.
 REQUIRED = (contract.SERVING_DEFAULT, contract.RECONSTRUCT, contract.SCORE)
 # One single-threaded call and one batched one differ in the last bits.
@@ -133,88 +133,69 @@ def validate(version_path: str, samples: TrialExamples, *, latency_budget_ms: fl
     with contextlib.ExitStack() as stack:
         try:
             # The process starts up while this one loads the model its own ways.
-            candidate = stack.enter_context(_Candidate(path.parent, backend))
-            references = _References(str(path), path.parent.name, int(path.name))
-            stack.callback(references.close)
-            target = candidate.wait()
+            wait = stack.enter_context(_served(path.parent, backend))
+            servable = Servable(path.parent.name, int(path.name), str(path))
+            stack.callback(servable.retire)
+            loaded = tf.saved_model.load(str(path))
+            target = wait()
         except Exception as error:
             report.problems.append(_one_line(error))
         else:
             transport = GrpcTransport(Address(target, path.parent.name, timeout=60.0))
             stack.callback(transport.close)
-            _call_all(references, transport, samples, report)
+            _call_all(_named(servable), loaded, transport, samples, report)
             if report.passed:
                 _measure(transport, samples, latency_budget_ms, report)
     report.seconds = time.monotonic() - started
     return report
 
 
-class _Candidate:
-    """``mnist-ae serve`` on the candidate, as a process."""
-
-    def __init__(self, folder: pathlib.Path, backend: str) -> None:
-        self._folder = folder
-        self._backend = backend
-        self._ports = _free_ports(2)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> _Candidate:
-        self._log = tempfile.TemporaryFile()
-        home = str(pathlib.Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "serving", str(self._folder)]
-        options = {
-            "--backend": self._backend,
-            "--port": self._ports[0],
-            "--rest-port": self._ports[1],
-            "--drain-seconds": 1,
-            "--load-retries": 0,
-        }
-        for name, value in options.items():
-            command += [name, str(value)]
-        self._process = subprocess.Popen(
+@contextlib.contextmanager
+def _served(folder: pathlib.Path, backend: str) -> Iterator[Callable[[], str]]:
+    """A server of the candidate as a process; what is yielded waits for its ``host:port``."""
+    port, rest_port = _free_ports(2)
+    home = str(pathlib.Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "serving", str(folder), "--backend", backend]
+    command += ["--port", str(port), "--rest-port", str(rest_port)]
+    command += ["--drain-seconds", "1", "--load-retries", "0"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
             command,
-            stdout=self._log,
+            stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
         )
-        return self
 
-    def wait(self) -> str:
-        """Waits until the model answers; returns ``host:port``.
+        def last_words() -> str:
+            log.seek(0)
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
+            return lines[-1].removeprefix("mnist-ae: error: ") if lines else "it said nothing"
 
-        Raises:
-          ServerStartError: It does not come up; with its last words.
-        """
-        assert self._process is not None
-        target = f"127.0.0.1:{self._ports[0]}"
-        transport = GrpcTransport(Address(target, self._folder.name, timeout=2.0, retries=0))
-        end = time.monotonic() + _START_SECONDS
-        with contextlib.closing(transport):
-            while time.monotonic() < end:
-                if self._process.poll() is not None:
-                    raise ServerStartError(f"the server does not take it: {self._last_words()}")
-                with contextlib.suppress(ServingError):
-                    if any(item.state == "AVAILABLE" for item in transport.status()):
-                        return target
-                time.sleep(0.1)
-        raise ServerStartError(f"not available within {_START_SECONDS:g} s: {self._last_words()}")
+        def wait() -> str:
+            target = f"127.0.0.1:{port}"
+            transport = GrpcTransport(Address(target, folder.name, timeout=2.0, retries=0))
+            end = time.monotonic() + _START_SECONDS
+            with contextlib.closing(transport):
+                while time.monotonic() < end:
+                    if process.poll() is not None:
+                        raise ServerStartError(f"the server does not take it: {last_words()}")
+                    with contextlib.suppress(ServingError):
+                        if any(item.state == "AVAILABLE" for item in transport.status()):
+                            return target
+                    time.sleep(0.1)
+            raise ServerStartError(f"not available within {_START_SECONDS:g} s: {last_words()}")
 
-    def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].removeprefix("mnist-ae: error: ") if lines else "it said nothing"
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process is not None
-        self._process.terminate()
         try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
+            yield wait
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _free_ports(count: int) -> list[int]:
@@ -225,64 +206,49 @@ def _free_ports(count: int) -> list[int]:
         return [item.getsockname()[1] for item in sockets]
 
 
-class _References:
-    """The candidate in a v1 Session, and as ``tf.saved_model.load`` has it."""
-
-    def __init__(self, path: str, name: str, version: int) -> None:
-        self._servable = Servable(name, version, path)
-        self._loaded = tf.saved_model.load(path)
-        self.signatures = {
-            key: signature
-            for key, signature in self._servable.signatures.items()
-            if not key.startswith("__")
-        }
-
-    def session(self, key: str, inputs: Arrays) -> Arrays:
-        """A signature's answer in the v1 Session."""
-        signature = self.signatures[key]
-        values = signature.run(inputs, signature.output_aliases)
-        return dict(zip(signature.output_aliases, values, strict=True))
-
-    def python(self, key: str, inputs: Arrays) -> Arrays:
-        """A signature's answer from the model as Python loads it."""
-        tensors = {alias: tf.constant(array) for alias, array in inputs.items()}
-        outputs = self._loaded.signatures[key](**tensors)
-        return {alias: np.asarray(value.numpy()) for alias, value in outputs.items()}
-
-    def close(self) -> None:
-        self._servable.retire(lambda: None)
+def _named(servable: Servable) -> dict[str, Signature]:
+    """The signatures that people call."""
+    return {key: item for key, item in servable.signatures.items() if not key.startswith("__")}
 
 
 def _call_all(
-    references: _References,
+    signatures: Mapping[str, Signature],
+    loaded: Any,
     transport: GrpcTransport,
     samples: TrialExamples,
     report: Report,
 ) -> None:
-    missing = [key for key in REQUIRED if key not in references.signatures]
+    """Compares the server's answers with the v1 Session's and ``tf.saved_model.load``'s."""
+    missing = [key for key in REQUIRED if key not in signatures]
     if missing:
         report.problems.append(f"signatures are missing: {', '.join(missing)}")
         return
     code: np.ndarray[Any, Any] | None = None
     # encode first: decode takes its code.
-    for key in sorted(references.signatures, key=lambda key: (key != contract.ENCODE, key)):
+    for key in sorted(signatures, key=lambda key: (key != contract.ENCODE, key)):
+        signature = signatures[key]
         try:
-            inputs = _inputs(references.signatures[key], samples, code)
-            expected = references.session(key, inputs)
+            inputs = _inputs(signature, samples, code)
+            aliases = signature.output_aliases
+            expected = dict(zip(aliases, signature.run(inputs, aliases), strict=True))
             answers = transport.predict(key, inputs, ())
-            python = references.python(key, inputs)
+            tensors = {alias: tf.constant(array) for alias, array in inputs.items()}
+            outputs = loaded.signatures[key](**tensors)
+            python = {alias: np.asarray(value.numpy()) for alias, value in outputs.items()}
         except Exception as error:
             report.problems.append(f"{key}: {_one_line(error)}")
             continue
         report.signatures.append(key)
         rows = len(next(iter(inputs.values())))
-        report.problems += _check(key, references.signatures[key], answers, rows)
+        report.problems += _check(key, signature, answers, rows)
         report.problems += _compare(key, "the v1 Session", answers, expected)
         report.problems += _compare(key, "the trained model", answers, python)
         code = expected.get(contract.CODE, code) if key == contract.ENCODE else code
 
 
-def _inputs(signature: Any, samples: TrialExamples, code: np.ndarray[Any, Any] | None) -> Arrays:
+def _inputs(
+    signature: Signature, samples: TrialExamples, code: np.ndarray[Any, Any] | None
+) -> Arrays:
     known = {
         contract.EXAMPLES: samples.examples,
         contract.IMAGES: samples.images,
@@ -414,9 +380,7 @@ def write_warmup_requests(
         if contract.ENCODE in servable.signatures:
             encode = servable.signatures[contract.ENCODE]
             [code] = encode.run(_inputs(encode, samples, None), (contract.CODE,))
-        for key, signature in servable.signatures.items():
-            if key.startswith("__"):
-                continue
+        for key, signature in _named(servable).items():
             inputs = _inputs(signature, samples, code)
             for size in sorted({min(size, len(samples.images)) for size in batch_sizes}):
                 batch = {alias: array[:size] for alias, array in inputs.items()}
@@ -428,17 +392,13 @@ def write_warmup_requests(
         raise ServingError(f"no warm-up requests: {_one_line(error)}") from None
     finally:
         if servable is not None:
-            servable.retire(lambda: None)
+            servable.retire()
     file = path / WARMUP_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write_records(str(file), records)
-    return len(records)
-
-
-def _write_records(path: str, records: Sequence[bytes]) -> None:
-    with tf.io.TFRecordWriter(path) as writer:
+    with tf.io.TFRecordWriter(str(file)) as writer:
         for record in records:
             writer.write(record)
+    return len(records)
 
 
 def _one_line(error: BaseException) -> str:

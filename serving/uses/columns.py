@@ -5,13 +5,13 @@ Neither TensorFlow nor TFX is imported, so that a search answers at once.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from serving import contract
+from serving.files import open_anywhere
 
 # Columns beside the model's outputs, which are called as in the contract.
 SOURCE = "source"
@@ -21,27 +21,17 @@ LABEL = contract.LABEL_FEATURE
 # The classifier's ``label``; that name is the known one's.
 PREDICTED = "predicted_label"
 
-Opener = Callable[[str], BinaryIO]
-
 # Few enough to be small, many enough to be fast.
 _BATCH_ROWS = 16_384
 
 _SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
 
 
-def open_local(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file of this machine for binary reading."""
-    return open(path, "rb")
-
-
-def read_columns(
-    paths: Sequence[str], names: Sequence[str], opener: Opener = open_local
-) -> dict[str, np.ndarray]:
+def read_columns(paths: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of Parquet shards as arrays, in the order of the paths.
 
     Args:
       paths: The files; all have the same columns.
-      opener: Opens a path for binary reading.
 
     Returns:
       By name: images uint8 [n, 28, 28], codes float32 [n, d], labels int64 [n]
@@ -55,7 +45,7 @@ def read_columns(
 
     files = []
     for path in paths:
-        with opener(path) as f:
+        with open_anywhere(path) as f:
             files.append(pq.ParquetFile(pa.BufferReader(f.read())))
     total = sum(file.metadata.num_rows for file in files)
     empty = files[0].schema_arrow.empty_table()

@@ -54,14 +54,13 @@ def validate(tmp_path: pathlib.Path, examples: Any) -> Validate:
         model.uri = str(model_folder)
         blessing = standard_artifacts.InfraBlessing()
         blessing.uri = str(tmp_path / "blessing")
-        component.ServingValidatorExecutor().Do(
+        component.ServingValidator.EXECUTOR_SPEC.executor_class().Do(
             {"model": [model], "examples": [examples]},
             {"blessing": [blessing]},
             {
                 "model_name": "tiny",
                 "latency_budget_ms": 60_000.0,
                 "num_examples": 8,
-                "split": "eval",
                 **properties,
             },
         )
@@ -195,6 +194,8 @@ def test_the_component_has_the_standard_channels() -> None:
     node = component.ServingValidator(
         model=channel_utils.as_channel([standard_artifacts.Model()]),
         examples=channel_utils.as_channel([standard_artifacts.Examples()]),
+        model_name="simple",
+        latency_budget_ms=250.0,
     )
     assert node.outputs["blessing"].type is standard_artifacts.InfraBlessing
     assert node.spec.exec_properties["num_examples"] == 32
