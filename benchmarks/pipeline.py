@@ -96,7 +96,7 @@ def tfx_example(folder: str, work: pathlib.Path) -> dict[str, float]:
             beam_pipeline_args=_BEAM_ARGS,
         )
     )
-    timings = local_runner.launch(ir, "bench", local_runner.Silence())
+    timings = local_runner.launch(ir, "bench")
     return {timing.id: timing.seconds for timing in timings}
 
 

@@ -7,9 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 
-import yaml
-from google.protobuf import json_format
-
 from pipeline.config import KubeflowConfig, PipelineConfig
 from pipeline.errors import UserError
 
@@ -18,10 +15,6 @@ MAX_BACKOFF_SECONDS = 3_600
 _MAX_RETRIES = 10
 _UNSUPPORTED_ROOTS = ("s3://", "minio://")
 _PIPELINE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,126}[a-z0-9])?")
-_TASK_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9]*")
-# What KFP's launcher leaves as text in arguments: everything but inputs and outputs
-# (kubeflow/pipelines, backend/src/v2/component/launcher_v2.go, getPlaceholders).
-_IN_ARGUMENTS = re.compile(r"\{\{\$(?!\}\}|\.inputs\.|\.outputs\.)[^}]*\}\}")
 
 
 def check(config: PipelineConfig) -> None:
@@ -107,50 +100,3 @@ def check_nodes(cluster: KubeflowConfig, known: Sequence[str]) -> None:
             raise UserError(
                 f"{where}.backoff_seconds: {node.backoff_seconds}: at most {MAX_BACKOFF_SECONDS}"
             )
-
-
-def check_spec(text: str) -> None:
-    """Checks compiled YAML by the rules of a KFP v2 backend.
-
-    The SDK's own parser passes some files that a backend refuses.
-
-    Raises:
-      UserError: Naming task and rule.
-    """
-    from kfp.pipeline_spec import pipeline_spec_pb2
-
-    spec, *platform = list(yaml.safe_load_all(text))
-    try:
-        json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
-    except json_format.ParseError as e:
-        raise UserError(f"the compiled pipeline is no KFP pipeline spec: {e}") from None
-    if spec["schemaVersion"] != "2.1.0":
-        raise UserError(f"schemaVersion {spec['schemaVersion']}: KFP 2 takes 2.1.0")
-    executors = spec["deploymentSpec"]["executors"]
-    for name, executor in executors.items():
-        if set(executor) != {"container"}:
-            raise UserError(f"{name}: KFP runs containers only, not {', '.join(sorted(executor))}")
-        for word in executor["container"].get("args", []):
-            for placeholder in _IN_ARGUMENTS.findall(word):
-                raise UserError(
-                    f"{name}: KFP leaves {placeholder} as text in arguments; hand it over as an "
-                    "input of the task"
-                )
-    for name, parameter in spec["root"].get("inputDefinitions", {}).get("parameters", {}).items():
-        if "defaultValue" not in parameter:
-            raise UserError(f"parameter {name}: has no default, so that no schedule could run it")
-    tasks = spec["root"]["dag"]["tasks"]
-    for name, task in tasks.items():
-        if not _TASK_NAME.fullmatch(name):
-            raise UserError(f"task {name!r}: KFP allows letters, digits and hyphens only")
-        for upstream in task.get("dependentTasks", []):
-            if upstream not in tasks:
-                raise UserError(f"task {name}: waits for {upstream}, which is not in the pipeline")
-        if task.get("cachingOptions", {}).get("enableCache"):
-            raise UserError(f"task {name}: KFP's cache is on, which cannot see that data changed")
-        if task["componentRef"]["name"] not in spec["components"]:
-            raise UserError(f"task {name}: its component is not in the pipeline")
-    for document in platform:
-        for known in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]:
-            if known not in executors:
-                raise UserError(f"platform settings of {known}, which is not in the pipeline")

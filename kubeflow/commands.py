@@ -100,7 +100,7 @@ def _starter(
         experiment_id = client.experiment(experiment)
         # Again under the same name, a schedule takes the place of the one before.
         title = name or (submit.new_name(config.name) if trigger is None else config.name)
-        submission = submit.Submission(
+        submission = submit.submission(
             title,
             *client.upload(config.name, package),
             experiment_id=experiment_id,

@@ -187,9 +187,7 @@ def compile_pipeline(config: PipelineConfig, values: Mapping[str, Any]) -> str:
     checks.check(config)
     nodes = graph(config)
     checks.check_nodes(config.kubeflow, [node.id for node in nodes])
-    text = _write(config, _shipped(values), nodes)
-    checks.check_spec(text)
-    return text
+    return _write(config, _shipped(values), nodes)
 
 
 def _shipped(values: Mapping[str, Any]) -> str:
@@ -286,16 +284,12 @@ def _equip(task: Any, cluster: KubeflowConfig, node: NodeConfig) -> None:
 
     # KFP cannot see that the data changed; TFX's own cache can.
     task.set_caching_options(False)
-    for value, setters in (
-        (node.cpu, (task.set_cpu_request, task.set_cpu_limit)),
-        (node.memory, (task.set_memory_request, task.set_memory_limit)),
-    ):
-        if value is not None:
-            for setter in setters:
-                setter(str(value))
+    if node.cpu is not None:
+        task.set_cpu_request(str(node.cpu)).set_cpu_limit(str(node.cpu))
+    if node.memory is not None:
+        task.set_memory_request(str(node.memory)).set_memory_limit(str(node.memory))
     if node.gpus:
-        task.set_accelerator_type("nvidia.com/gpu")
-        task.set_accelerator_limit(node.gpus)
+        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(node.gpus)
     if node.retries:
         task.set_retry(
             num_retries=node.retries,

@@ -64,26 +64,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kubeflow.node", description="Run one node of the pipeline."
     )
-    parser.add_argument("--node", required=True, metavar="ID", help="TFX's identifier of the node")
-    parser.add_argument("--config", default="{}", metavar="JSON", help="the configuration")
-    parser.add_argument("--run-id", required=True, metavar="ID", help="of the run, from KFP")
-    parser.add_argument("--metadata-url", required=True, metavar="URL", help="ML Metadata store")
-    parser.add_argument("--model", metavar="NAME", help="which autoencoder")
-    parser.add_argument("--epochs", type=int, default=0, help="0 is the model's own default")
-    parser.add_argument("--data-dir", default="", metavar="DIR", help="IDX files, or spans of them")
-    parser.add_argument("--span", default="latest", help="'latest' or a number")
-    parser.add_argument("--pipeline-root", required=True, metavar="DIR", help="of the artifacts")
-    parser.add_argument("--push-dir", required=True, metavar="DIR", help="above the servables")
-    parser.add_argument(
-        "--timeout", type=int, default=0, metavar="SECONDS", help="0 never gives up"
-    )
-    parser.add_argument(
-        "--metadata-patience",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="how long to wait for a metadata store that is not up",
-    )
+    for name, text, more in (
+        ("--node", "TFX's identifier of the node", {"required": True}),
+        ("--config", "the configuration, as JSON", {"default": "{}"}),
+        ("--run-id", "of the run, from KFP", {"required": True}),
+        ("--metadata-url", "ML Metadata store", {"required": True}),
+        ("--model", "which autoencoder", {}),
+        ("--epochs", "0 is the model's own default", {"type": int, "default": 0}),
+        ("--data-dir", "folder of IDX files, or of spans of them", {"default": ""}),
+        ("--span", "'latest' or a number", {"default": "latest"}),
+        ("--pipeline-root", "folder of the artifacts", {"required": True}),
+        ("--push-dir", "folder above the servables", {"required": True}),
+        ("--timeout", "seconds; 0 never gives up", {"type": int, "default": 0}),
+        (
+            "--metadata-patience",
+            "seconds to wait for a metadata store that is not up",
+            {"type": float, "default": 60.0},
+        ),
+    ):
+        parser.add_argument(name, help=text, **more)  # type: ignore[arg-type]
     return parser
 
 
@@ -160,7 +159,7 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     config = node_config(args)
     # What takes seconds to import comes after what is likely to be wrong.
     from kubeflow import store as stores
-    from pipeline import history
+    from pipeline import history, local_runner
 
     password = os.environ.get(METADATA_PASSWORD)
     connection = stores.connection(args.metadata_url, password)
@@ -177,7 +176,7 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     try:
         for attempt in range(1, _LAUNCH_TRIES + 1):
             try:
-                _launch(ir, args.node, connection)
+                local_runner.launch_node(ir, args.node, connection)
                 break
             except Exception as e:
                 if attempt == _LAUNCH_TRIES or watch.interrupted or not stores.is_transient(e):
@@ -186,7 +185,9 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
                 _logger.warning("metadata store: %s; trying again", e)
                 stores.close_attempts(store, args.run_id, args.node, args.pipeline_root)
                 time.sleep(attempt)
-        if not is_resolver(ir, args.node) and not stores.is_finished(store, args.run_id, args.node):
+        if not local_runner.is_resolver(ir, args.node) and not stores.is_finished(
+            store, args.run_id, args.node
+        ):
             raise RunError(f"{args.node} did not run: an input is missing")
         watch.settle()
     except BaseException:
@@ -209,19 +210,15 @@ def compile_graph(config: PipelineConfig, args: argparse.Namespace, *, labelled:
     Raises:
       UserError: It has no such node.
     """
-    from tfx.dsl.compiler import constants
-    from tfx.orchestration.portable import runtime_parameter_utils
-
     from kubeflow import compiler
+    from pipeline import local_runner
 
     # Only one node reads the images; the others need not find them again.
     source: dict[str, Any] = {"data_folder": args.data_dir or "/nowhere"}
     if args.node == _EXAMPLE_GEN:
         source = data_source(args, config.data.dataset)
     ir = compiler.make_ir(config, pipeline_root=args.pipeline_root, labelled=labelled, **source)
-    runtime_parameter_utils.substitute_runtime_parameter(
-        ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: args.run_id}
-    )
+    local_runner.begin(ir, args.run_id)
     known = [node.pipeline_node.node_info.id for node in ir.nodes]
     if args.node not in known:
         raise UserError(
@@ -229,25 +226,6 @@ def compile_graph(config: PipelineConfig, args: argparse.Namespace, *, labelled:
             f"the image's version (known: {', '.join(known)})"
         )
     return ir
-
-
-def is_resolver(ir: Any, node_id: str) -> bool:
-    """Whether a node only looks things up, and leaves no execution where it finds nothing."""
-    return any(
-        node.pipeline_node.node_info.id == node_id
-        and node.pipeline_node.node_info.type.name.endswith("Resolver")
-        for node in ir.nodes
-    )
-
-
-def _launch(ir: Any, node_id: str, connection: Any) -> None:
-    from tfx.orchestration.local import runner_utils
-
-    from pipeline import local_runner
-
-    node = next(n.pipeline_node for n in ir.nodes if n.pipeline_node.node_info.id == node_id)
-    deployment = runner_utils.extract_local_deployment_config(ir)
-    local_runner.launch_node(ir, node, deployment, connection)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,7 +40,6 @@ _BAD_GATEWAY = (502, 503, 504)
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _DRIVER = "-driver"
 _INTERVAL_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_CRON_FIELDS = 6
 _CRON_RANGES = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 
 
@@ -118,27 +117,23 @@ def check_cron(cron: str) -> str:
       UserError: It is not.
     """
     fields = cron.split()
-    if len(fields) == _CRON_FIELDS - 1:
+    if len(fields) == len(_CRON_RANGES) - 1:
         raise UserError(
             f"--cron {cron!r}: KFP wants six fields, seconds first; you mean '0 {cron}'"
         )
-    if len(fields) != _CRON_FIELDS:
+    if len(fields) != len(_CRON_RANGES):
         raise UserError(
             f"--cron {cron!r}: expected six fields (second minute hour day month weekday), such as "
             "'0 30 2 * * *' for 02:30 every night"
         )
     for text, (low, high) in zip(fields, _CRON_RANGES):
-        numbers = [part for part in text.replace("/", ",").replace("-", ",").split(",")]
-        for number in numbers:
-            if number.isdigit() and not low <= int(number) <= max(high, _step_limit(text)):
+        step = text.partition("/")[2]
+        for number in re.split("[/,-]", text):
+            if number.isdigit() and not low <= int(number) <= max(high, int(step or 0)):
                 raise UserError(f"--cron {cron!r}: {number} is not in {low} to {high}")
             if not (number.isdigit() or number in ("*", "?") or number.isalpha()):
                 raise UserError(f"--cron {cron!r}: {text!r} is no field of a cron line")
     return " ".join(fields)
-
-
-def _step_limit(text: str) -> int:
-    return int(text.rpartition("/")[2]) if "/" in text else 0
 
 
 def parse_interval(text: str) -> int:
@@ -156,34 +151,29 @@ def parse_interval(text: str) -> int:
     return seconds
 
 
-@dataclasses.dataclass(frozen=True)
-class Submission:
-    """What a run and a recurring run have in common.
+def submission(
+    name: str,
+    pipeline_id: str,
+    version_id: str,
+    *,
+    experiment_id: str,
+    parameters: Mapping[str, Any],
+    service_account: str | None = None,
+) -> dict[str, Any]:
+    """What the backend wants to know of a run and of a recurring one.
 
-    Attributes:
-      service_account: Account of the pods; None is the namespace's own.
+    ``service_account`` is that of the pods; None is the namespace's own.
     """
-
-    name: str
-    pipeline_id: str
-    version_id: str
-    experiment_id: str
-    parameters: Mapping[str, Any]
-    service_account: str | None = None
-
-    def body(self) -> dict[str, Any]:
-        """The JSON object that the backend wants of it."""
-        account = {"service_account": self.service_account} if self.service_account else {}
-        return {
-            "display_name": self.name,
-            "experiment_id": self.experiment_id,
-            "pipeline_version_reference": {
-                "pipeline_id": self.pipeline_id,
-                "pipeline_version_id": self.version_id,
-            },
-            "runtime_config": {"parameters": dict(self.parameters)},
-            **account,
-        }
+    return {
+        "display_name": name,
+        "experiment_id": experiment_id,
+        "pipeline_version_reference": {
+            "pipeline_id": pipeline_id,
+            "pipeline_version_id": version_id,
+        },
+        "runtime_config": {"parameters": dict(parameters)},
+        **({"service_account": service_account} if service_account else {}),
+    }
 
 
 class KubeflowClient:
@@ -253,14 +243,15 @@ class KubeflowClient:
           KubeflowError: The backend is too old, or refused.
         """
         self._check_backend()
-        pipeline_id = self.find("pipelines", name, "pipeline_id")
-        if pipeline_id is None:
-            body = {"display_name": name, **self._where}
-            pipeline_id = self._post("/pipelines", body)["pipeline_id"]
+        known = self._find("pipelines", name, self._where)
+        if not known:
+            known = [self._post("/pipelines", {"display_name": name, **self._where})]
+        pipeline_id = known[0]["pipeline_id"]
         version = f"v-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
-        listed = f"/pipelines/{pipeline_id}/versions"
-        for known in self._named(listed, "pipeline_versions", version, {}):
-            return pipeline_id, known["pipeline_version_id"]
+        for known_version in self._find(
+            f"pipelines/{pipeline_id}/versions", version, {}, "pipeline_versions"
+        ):
+            return pipeline_id, known_version["pipeline_version_id"]
         made = self._send(
             "POST",
             "/pipelines/upload_version",
@@ -280,34 +271,28 @@ class KubeflowClient:
 
     def experiment(self, name: str) -> str:
         """The identifier of an experiment, which is made where there is none."""
-        found = self.find("experiments", name, "experiment_id")
-        if found is not None:
-            return found
+        for found in self._find("experiments", name, self._where):
+            return found["experiment_id"]
         return self._post("/experiments", {"display_name": name, **self._where})["experiment_id"]
 
-    def find(self, kind: str, name: str, key: str) -> str | None:
-        """The identifier of what is called ``name``, or None."""
-        for entry in self._named(f"/{kind}", kind, name, self._where):
-            return entry[key]
-        return None
-
-    def _named(
-        self, path: str, key: str, name: str, where: Mapping[str, str]
+    def _find(
+        self, kind: str, name: str, where: Mapping[str, str], key: str = ""
     ) -> list[dict[str, Any]]:
+        """What is called ``name`` among what the backend lists under ``/kind``."""
         predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
         query = {"filter": json.dumps({"predicates": [predicate]}), "page_size": _PAGE, **where}
-        found = self._send("GET", path, query=query).get(key) or []
+        found = self._send("GET", f"/{kind}", query=query).get(key or kind) or []
         return [entry for entry in found if entry.get("display_name", entry.get("name")) == name]
 
     # Runs.
 
-    def run(self, submission: Submission) -> str:
-        """Starts a run and returns its identifier."""
-        return self._post("/runs", submission.body())["run_id"]
+    def run(self, submission: Mapping[str, Any]) -> str:
+        """Starts a run, of :func:`submission`, and returns its identifier."""
+        return self._post("/runs", dict(submission))["run_id"]
 
     def schedule(
         self,
-        submission: Submission,
+        submission: Mapping[str, Any],
         *,
         cron: str | None,
         interval_seconds: int | None,
@@ -321,14 +306,16 @@ class KubeflowClient:
             else {"periodic_schedule": {"interval_second": str(interval_seconds)}}
         )
         body = {
-            **submission.body(),
+            **submission,
             "trigger": trigger,
             "max_concurrency": str(max_concurrency),
             "no_catchup": not catch_up,
             "mode": "ENABLE",
             **self._where,
         }
-        replaced = self._named("/recurringruns", "recurringRuns", submission.name, self._where)
+        replaced = self._find(
+            "recurringruns", submission["display_name"], self._where, "recurringRuns"
+        )
         made = self._post("/recurringruns", body)["recurring_run_id"]
         for old in replaced:
             self._send("DELETE", f"/recurringruns/{_quoted(old['recurring_run_id'])}")
@@ -410,34 +397,33 @@ class KubeflowClient:
             )
         return answer
 
-    def _unanswered(
-        self, method: str, path: str, error: urllib3.exceptions.HTTPError
-    ) -> KubeflowError:
+    def _unanswered(self, method: str, path: str, error: BaseException) -> KubeflowError:
         """The error for a request that got no answer, by what the connection died of."""
-        causes = list(_causes(error))
-
-        def caused_by(*kinds: type[BaseException]) -> bool:
-            return any(isinstance(cause, kinds) for cause in causes)
-
+        causes = tuple(_causes(error))
+        # The first kind among the causes tells.
+        told: list[tuple[type[BaseException], str]] = [
+            (
+                ssl.SSLCertVerificationError,
+                "its certificate is not trusted; name its authority with --ca-cert FILE",
+            ),
+            (ssl.SSLError, "it speaks no TLS; use http://"),
+            (urllib3.exceptions.SSLError, "it speaks no TLS; use http://"),
+        ]
         tried = f"(tried {_TRIES} times)"
-        if caused_by(urllib3.exceptions.SSLError, ssl.SSLError):
-            advice = (
-                "its certificate is not trusted; name its authority with --ca-cert FILE"
-                if caused_by(ssl.SSLCertVerificationError)
-                else "it speaks no TLS; use http://"
-            )
-            return KubeflowError(f"{self._base}: {advice}")
-        if caused_by(urllib3.exceptions.ConnectTimeoutError):
-            reason = "it does not take a connection"
-            if caused_by(socket.gaierror):
-                reason = "no such host"
-            elif caused_by(ConnectionRefusedError):
-                reason = "connection refused"
-            return KubeflowError(
-                f"{self._base}: cannot be reached ({reason}); check --host {tried}"
-            )
+        if any(isinstance(cause, urllib3.exceptions.ConnectTimeoutError) for cause in causes):
+            told += [
+                (kind, f"cannot be reached ({reason}); check --host {tried}")
+                for kind, reason in (
+                    (socket.gaierror, "no such host"),
+                    (ConnectionRefusedError, "connection refused"),
+                    (BaseException, "it does not take a connection"),
+                )
+            ]
+        for kind, text in told:
+            if any(isinstance(cause, kind) for cause in causes):
+                return KubeflowError(f"{self._base}: {text}")
         problem = "the connection broke"
-        if caused_by(urllib3.exceptions.ReadTimeoutError):
+        if any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in causes):
             problem = f"no answer in {self._timeout:g} s"
         if method == "POST":
             return KubeflowError(

@@ -9,11 +9,11 @@ model, into the Trainer's own artifact.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -170,51 +170,35 @@ def _name(job: TrainingJob) -> str:
 
 
 def _run_here(job_file: str, count: int) -> None:
-    hosts = ",".join(f"localhost:{port}" for port in _free_ports(count))
-    with tempfile.TemporaryDirectory() as folder:
-        processes, logs = [], []
-        for index in range(count):
-            log = open(os.path.join(folder, f"{index}.log"), "w+b")  # noqa: SIM115
-            logs.append(log)
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "kubeflow.workers", job_file],
-                    env={**os.environ, HOSTS: hosts, INDEX: str(index)},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("localhost", 0))
+        hosts = ",".join(f"localhost:{free.getsockname()[1]}" for free in sockets)
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+        processes = []
+        for index, log in enumerate(logs):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kubeflow.workers", job_file],
+                env={**os.environ, HOSTS: hosts, INDEX: str(index)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
-        try:
-            while any(process.poll() is None for process in processes):
-                failed = [i for i, p in enumerate(processes) if p.poll() not in (None, 0)]
-                if failed:
-                    break
-                time.sleep(0.1)
-            failed = [i for i, p in enumerate(processes) if p.poll() not in (None, 0)]
-            if failed:
-                logs[failed[0]].seek(0)
-                lines = logs[failed[0]].read().decode(errors="replace").strip().splitlines()
-                raise RuntimeError(
-                    f"worker {failed[0]} of {count} failed: {(lines or ['no output'])[-1][:500]}"
-                )
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                process.wait()
-            for log in logs:
-                log.close()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("localhost", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        codes: list[int | None] = [None]
+        while None in codes:
+            codes = [process.poll() for process in processes]
+            for index, code in enumerate(codes):
+                if code:
+                    logs[index].seek(0)
+                    lines = logs[index].read().decode(errors="replace").strip().splitlines()
+                    raise RuntimeError(
+                        f"worker {index} of {count} failed: {(lines or ['no output'])[-1][:500]}"
+                    )
+            time.sleep(0.1)
 
 
 def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ml_metadata.proto import metadata_store_pb2
-from tfx.dsl.compiler import compiler
-from tfx.dsl.compiler import constants as compiler_constants
+from tfx.dsl.compiler import compiler, constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
@@ -44,16 +43,6 @@ class NodeListener(typing.Protocol):
 
     def finished(self, node_id: str, seconds: float, cached: bool) -> None:
         """A node has ended well, after ``seconds``, or from the cache."""
-
-
-class Silence:
-    """A NodeListener that shows nothing."""
-
-    def started(self, node_id: str) -> None:
-        """Shows nothing."""
-
-    def finished(self, node_id: str, seconds: float, cached: bool) -> None:
-        """Shows nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +75,18 @@ def run(
       Error: As raised by a component.
     """
     run_id = run_id or new_run_id()
-    listener = listener or Silence()
     recover(config)
     labelled = all(split.labelled for split in dataset.splits.values())
     pipeline = create_pipeline(config, data_folder=dataset.folder, labelled=labelled)
     ir = compiler.Compiler().compile(pipeline)
-    timings = launch(ir, run_id, listener)
-    return result(config, run_id, timings)
+    return result(config, run_id, launch(ir, run_id, listener=listener))
 
 
 def launch(
     ir: pipeline_pb2.Pipeline,
     run_id: str,
-    listener: NodeListener,
+    *,
+    listener: NodeListener | None = None,
     until: Callable[[str], bool] = lambda node_id: False,
 ) -> list[NodeTiming]:
     """Launches every node of a compiled pipeline in order.
@@ -110,50 +98,56 @@ def launch(
       How long each component took. Resolvers are left out: they only look
       things up, in every run.
     """
-    runtime_parameter_utils.substitute_runtime_parameter(
-        ir, {compiler_constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
-    )
-    deployment = runner_utils.extract_local_deployment_config(ir)
-    connection = getattr(
-        deployment.metadata_connection_config,
-        deployment.metadata_connection_config.WhichOneof("connection_config"),
-    )
+    begin(ir, run_id)
+    deployment = runner_utils.extract_local_deployment_config(ir).metadata_connection_config
+    connection = getattr(deployment, deployment.WhichOneof("connection_config"))
     timings = []
     for node in ir.nodes:
-        pipeline_node = node.pipeline_node
-        node_id = pipeline_node.node_info.id
-        if pipeline_node.node_info.type.name == _RESOLVER_TYPE:
-            launch_node(ir, pipeline_node, deployment, connection)
-            _finished_from_cache(connection, run_id, node_id)
-            continue
-        listener.started(node_id)
+        node_id = node.pipeline_node.node_info.id
+        watched = listener if not is_resolver(ir, node_id) else None
+        if watched:
+            watched.started(node_id)
         _logger.info("%s starts", node_id)
         started = time.monotonic()
-        launch_node(ir, pipeline_node, deployment, connection)
+        launch_node(ir, node_id, connection)
         cached = _finished_from_cache(connection, run_id, node_id)
         timing = NodeTiming(node_id, time.monotonic() - started, cached)
-        timings.append(timing)
-        listener.finished(node_id, timing.seconds, cached)
-        if until(node_id):
-            break
+        if watched:
+            watched.finished(node_id, timing.seconds, cached)
+        if not is_resolver(ir, node_id):
+            timings.append(timing)
+            if until(node_id):
+                break
     return timings
 
 
-def launch_node(
-    ir: pipeline_pb2.Pipeline,
-    node: pipeline_pb2.PipelineNode,
-    deployment: Any,
-    connection: metadata_store_pb2.ConnectionConfig,
-) -> None:
-    """Launches one node, as TFX's LocalDagRunner does.
+def begin(ir: pipeline_pb2.Pipeline, run_id: str) -> None:
+    """Makes a compiled pipeline that of one run."""
+    runtime_parameter_utils.substitute_runtime_parameter(
+        ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
+    )
+
+
+def find_node(ir: pipeline_pb2.Pipeline, node_id: str) -> pipeline_pb2.PipelineNode:
+    """A node of a compiled pipeline; StopIteration where it has none of that name."""
+    return next(n.pipeline_node for n in ir.nodes if n.pipeline_node.node_info.id == node_id)
+
+
+def is_resolver(ir: pipeline_pb2.Pipeline, node_id: str) -> bool:
+    """Whether a node only looks things up, and leaves no execution where it finds nothing."""
+    return find_node(ir, node_id).node_info.type.name == _RESOLVER_TYPE
+
+
+def launch_node(ir: pipeline_pb2.Pipeline, node_id: str, connection: Any) -> None:
+    """Launches one node against an ML Metadata store, as TFX's LocalDagRunner does.
 
     Raises:
       RunError: It failed; an :class:`Error` passes as it is.
     """
-    node_id = node.node_info.id
+    deployment = runner_utils.extract_local_deployment_config(ir)
     try:
         launcher.Launcher(
-            pipeline_node=node,
+            pipeline_node=find_node(ir, node_id),
             mlmd_connection=metadata.Metadata(connection),
             pipeline_info=ir.pipeline_info,
             pipeline_runtime_spec=ir.runtime_spec,

@@ -255,7 +255,7 @@ class _Batch:
             return drift["verdict"] != "train" or not train
 
         ir = compiler.Compiler().compile(pipeline)
-        timings = local_runner.launch(ir, run_id, local_runner.Silence(), judged)
+        timings = local_runner.launch(ir, run_id, until=judged)
         store = history.open_store(history.metadata_path(config.root))
         outcome = {
             "verdict": drift["verdict"],

@@ -7,14 +7,18 @@ import copy
 import pytest
 import yaml
 
-from kubeflow import checks, compiler
+from kubeflow import compiler
 from pipeline import config
 from pipeline.errors import UserError
+from tests.kubeflow import spec_rules
+from tests.kubeflow.spec_rules import RefusedError
 
 
 def compiled(*assignments: str) -> str:
     values = config.read(None, assignments)
-    return compiler.compile_pipeline(config.parse(values), values)
+    text = compiler.compile_pipeline(config.parse(values), values)
+    spec_rules.check_spec(text)
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +95,13 @@ def _misspell(spec):
 def test_a_spec_that_a_backend_would_refuse_is_found(documents, damage, expected):
     spec = copy.deepcopy(documents[0])
     damage(spec)
-    with pytest.raises(UserError, match=expected):
-        checks.check_spec(yaml.safe_dump_all([spec, documents[1]]))
+    with pytest.raises(RefusedError, match=expected):
+        spec_rules.check_spec(yaml.safe_dump_all([spec, documents[1]]))
 
 
 def test_platform_settings_of_an_unknown_task_are_found(documents):
     platform = copy.deepcopy(documents[1])
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     executors["exec-nobody"] = executors.pop("exec-pusher")
-    with pytest.raises(UserError, match="exec-nobody"):
-        checks.check_spec(yaml.safe_dump_all([documents[0], platform]))
+    with pytest.raises(RefusedError, match="exec-nobody"):
+        spec_rules.check_spec(yaml.safe_dump_all([documents[0], platform]))

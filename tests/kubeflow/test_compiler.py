@@ -10,6 +10,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from kubeflow import compiler
 from pipeline import config
 from pipeline.errors import UserError
+from tests.kubeflow import spec_rules
 
 _GPU = ("kubeflow.nodes.Trainer.gpus=1", "kubeflow.nodes.Trainer.node_selector.pool=gpu")
 
@@ -36,7 +37,8 @@ def documents(text) -> list[dict]:
     return list(yaml.safe_load_all(text))
 
 
-def test_it_is_a_pipeline_spec_of_containers_only(documents):
+def test_it_is_a_pipeline_spec_of_containers_only(text, documents):
+    spec_rules.check_spec(text)
     spec = documents[0]
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     executors = spec["deploymentSpec"]["executors"]

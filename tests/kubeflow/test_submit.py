@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.errors import UserError
 
 TOKEN = "very-secret-token"
-SUBMISSION = submit.Submission("name", "p", "v", "e", {})
+SUBMISSION = submit.submission("name", "p", "v", experiment_id="e", parameters={})
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ class Place:
                 metadata_connection_config=metadata.sqlite_metadata_connection_config(path),
             )
         )
-        timings = local_runner.launch(ir, f"run-{self.runs}", local_runner.Silence(), until)
+        timings = local_runner.launch(ir, f"run-{self.runs}", until=until)
         return {timing.id: timing.cached for timing in timings}
 
     @property
