@@ -138,17 +138,11 @@ def _record(
         return None
     components = []
     for execution in executions:
-        state = _STATES.State.Name(execution.last_known_state).lower()
         elapsed = execution.last_update_time_since_epoch - execution.create_time_since_epoch
         cached = execution.last_known_state == _STATES.CACHED
-        components.append(
-            ComponentRecord(
-                id=_node_id(store, execution),
-                seconds=0.0 if cached else elapsed / 1000,
-                cached=cached,
-                state=state,
-            )
-        )
+        name = _STATES.State.Name(execution.last_known_state).lower()
+        seconds = 0.0 if cached else elapsed / 1000
+        components.append(ComponentRecord(_node_id(store, execution), seconds, cached, name))
     reports = _outputs(store, executions, "RunReport")
     pushes = [
         a

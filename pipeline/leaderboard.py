@@ -55,18 +55,13 @@ def leaderboard(
     records: Sequence[RunRecord], sort: str, reverse: bool = False
 ) -> list[dict[str, Any]]:
     """Runs as plain values, best first; runs without the figure come last."""
+    keys = "model servable dataset blessed worst_digit accuracy pca_mse aupr".split()
+    keys = [*keys, *(column.key for column in COLUMNS)]
     rows: list[dict[str, Any]] = [
         {
             "run_id": record.run_id,
-            "model": record.properties.get("model"),
-            "servable": record.properties.get("servable"),
-            "dataset": record.properties.get("dataset"),
+            **{key: record.properties.get(key) for key in keys},
             "blessed": bool(record.properties.get("blessed")),
-            "worst_digit": record.properties.get("worst_digit"),
-            "accuracy": record.properties.get("accuracy"),
-            "pca_mse": record.properties.get("pca_mse"),
-            "aupr": record.properties.get("aupr"),
-            **{column.key: record.properties.get(column.key) for column in COLUMNS},
             "report": record.report_uri,
         }
         for record in records

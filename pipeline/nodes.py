@@ -26,19 +26,20 @@ from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.resolver import Resolver
 from tfx.orchestration import metadata, pipeline
 from tfx.proto import pusher_pb2, range_config_pb2
-from tfx.types.channel import BaseChannel
+from tfx.types import standard_artifacts
+from tfx.types.channel import BaseChannel, Channel
 
 from components import evaluation, features, resolvers
 from components.data_gate import DataGate
 from components.drift.comparison import Limits
-from components.drift.component import DriftMonitor
+from components.drift.component import DriftMonitor, DriftReportArtifact
 from components.image_index.component import ImageIndex
 from components.mnist_example_gen.component import MnistExampleGen
 from components.pca_reference import PcaReference
 from components.pusher.component import AtomicPusher
 from components.report.component import RunReport
 from components.serving_validator.component import ServingValidator
-from components.span_gate.component import SpanGate
+from components.span_gate.component import SpanGate, SpanReportArtifact
 from components.verdict_gate import VerdictGate
 from pipeline import code_digest, history
 from pipeline.beam_options import beam_args
@@ -242,7 +243,11 @@ def baseline_resolver(config: PipelineConfig, trainer: BaseNode) -> Resolver | N
     """The last blessed model of the servable, where candidates are compared with it."""
     if not config.evaluator.baseline:
         return None
-    return resolvers.baseline_resolver(trainer.outputs["model"])
+    return Resolver(
+        strategy_class=resolvers.LatestOtherBlessedModel,
+        **_ever(resolvers.MODEL, resolvers.BLESSING),
+        **{resolvers.CANDIDATE: trainer.outputs["model"]},
+    ).with_id("BaselineResolver")
 
 
 def evaluator(
@@ -282,7 +287,7 @@ def evaluator(
 
 def serving_validator(
     config: PipelineConfig, trainer: BaseNode, examples: BaseNode
-) -> ServingValidator:
+) -> BaseComponent:
     """The check that a server could serve the candidate."""
     return ServingValidator(
         model=trainer.outputs["model"],
@@ -348,21 +353,44 @@ def run_report(
 
 def serving_model_resolver(config: PipelineConfig, span_key: str) -> Resolver:
     """The model that is served, to start from and to compare with."""
-    return resolvers.serving_model_resolver(config.servable, span_key).with_id(
-        "ServingModelResolver"
-    )
+    return Resolver(
+        strategy_class=resolvers.ServingModel,
+        config={"servable": config.servable, "span_key": span_key},
+        **_ever(resolvers.MODEL, resolvers.BLESSING),
+    ).with_id("ServingModelResolver")
 
 
 def reference_resolver(config: PipelineConfig, examples: BaseNode, *, after: BaseNode) -> Resolver:
     """The window before the span of ``examples``."""
-    found = resolvers.window_resolver(config.continuous.window, without=_examples(examples))
-    return _after(found.with_id("ReferenceResolver"), after)
+    before = {resolvers.WITHOUT: _examples(examples)}
+    return _after(_window(config, **before).with_id("ReferenceResolver"), after)
 
 
 def window_resolver(config: PipelineConfig, drift: BaseNode, *, after: BaseNode) -> Resolver:
     """The window that the span of ``drift`` is now part of."""
-    found = resolvers.window_resolver(config.continuous.window, current=drift.outputs["report"])
-    return _after(found.with_id("WindowResolver"), after)
+    current = {resolvers.CURRENT: drift.outputs["report"]}
+    return _after(_window(config, **current).with_id("WindowResolver"), after)
+
+
+def _window(config: PipelineConfig, **given: BaseChannel) -> Resolver:
+    return Resolver(
+        strategy_class=resolvers.RollingWindow,
+        config={"size": config.continuous.window},
+        **_ever(resolvers.EXAMPLES, resolvers.DRIFT, resolvers.REPORTS),
+        **given,
+    )
+
+
+def _ever(*keys: str) -> dict[str, BaseChannel]:
+    """All artifacts there are, of any run, for a resolver to choose from."""
+    types = {
+        resolvers.MODEL: standard_artifacts.Model,
+        resolvers.BLESSING: standard_artifacts.ModelBlessing,
+        resolvers.EXAMPLES: standard_artifacts.Examples,
+        resolvers.DRIFT: DriftReportArtifact,
+        resolvers.REPORTS: SpanReportArtifact,
+    }
+    return {key: Channel(type=types[key]) for key in keys}
 
 
 def drift_monitor(

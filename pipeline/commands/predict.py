@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,12 +81,8 @@ def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
 
     Errors are the mean of squares over pixels in [0, 1].
     """
-    files = _load(paths, invert)
-    with connection as client:
-        for loaded in files:
-            answer = client.score(loaded.images)
-            for name, error, anomaly in zip(loaded.names, answer.error, answer.is_anomaly):
-                print(f"{name}: {error:.6f}{_marks(anomaly, loaded)}")
+    for loaded, name, error, anomaly in _answers(paths, invert, connection, "score"):
+        print(f"{name}: {error:.6f}{_marks(anomaly, loaded)}")
 
 
 @command()
@@ -93,12 +90,8 @@ def score(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
 @asked_about_images
 def classify(paths: tuple[str, ...], invert: Any, connection: Connection) -> None:
     """Say which digits images show, for models that can."""
-    files = _load(paths, invert)
-    with connection as client:
-        for loaded in files:
-            answer = client.classify(loaded.images)
-            for name, label, row in zip(loaded.names, answer.label, answer.probabilities):
-                print(f"{name}: {label} ({row.max():.1%})")
+    for _, name, row, label in _answers(paths, invert, connection, "classify"):
+        print(f"{name}: {label} ({row.max():.1%})")
 
 
 @command()
@@ -141,6 +134,17 @@ def _load(paths: tuple[str, ...], invert: Any) -> list[Loaded]:
     from serving import images
 
     return [images.load(path, invert) for path in paths]
+
+
+def _answers(
+    paths: tuple[str, ...], invert: Any, connection: Connection, method: str
+) -> Iterator[tuple[Any, ...]]:
+    """Of each image its file, its name and what a method of the client says of it."""
+    files = _load(paths, invert)
+    with connection as client:
+        for loaded in files:
+            for name, *answer in zip(loaded.names, *getattr(client, method)(loaded.images)):
+                yield loaded, name, *answer
 
 
 def _marks(anomaly: bool, loaded: Loaded) -> str:
