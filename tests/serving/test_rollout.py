@@ -396,7 +396,7 @@ def test_a_server_that_goes_its_own_way_is_named(
     first = deployment.servers[0]
     first.models.reload = lambda *_: None  # type: ignore[method-assign]
     with first.models._changed:
-        first.models._models["m"].set_labels({"stable": 30, "canary": 30})
+        first.models._models["m"].labels = {"stable": 30, "canary": 30}
     assert looking.disagreements(looking.replicas()) == {first.address: "canary is 30, not 20"}
 
 
