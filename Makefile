@@ -6,7 +6,9 @@ STACK ?=
 ARGS ?=
 BIN := .venv/bin
 
-# Tests use the full MNIST that lies beside the checkout, where it does.
+# Tests use every core, up to four, and the full MNIST that lies beside the checkout, where it does.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+	--dist loadgroup --no-loadscope-reorder
 TEST_ENV := MNIST_DATA_DIR="$${MNIST_DATA_DIR:-$(abspath $(wildcard ../shared/data/mnist))}"
 
 .PHONY: run test test-all test-fresh lint format setup clean lock docs bench bench-models bench-serving bench-uses
@@ -15,10 +17,10 @@ run: setup
 	@$(BIN)/mnist-ae run $(ARGS)
 
 test: setup
-	@$(TEST_ENV) $(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
+	@$(TEST_ENV) $(PYTEST) -m "not e2e and not slow" $(ARGS)
 
 test-all: setup
-	@$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+	@$(TEST_ENV) $(PYTEST) $(ARGS)
 
 # The two commands on machines that have nothing else; as root, an hour. ARGS="debian-13" is one.
 test-fresh:

@@ -16,7 +16,7 @@ UV_OLDEST=0.5.0 # knows every option that is used here
 # From which glibc on a stack's wheels load, and its Pythons, the best first.
 declare -A NAME=([tfx-1.21]='TFX 1.21' [tfx-1.16]='TFX 1.16')
 declare -A LIBC=([tfx-1.21]=2.39 [tfx-1.16]=2.28)
-declare -A PYTHONS=([tfx-1.21]='3.13 3.12' [tfx-1.16]='3.10')
+declare -A PYTHONS=([tfx-1.21]='3.13 3.12' [tfx-1.16]='3.10 3.11')
 STACKS='tfx-1.21 tfx-1.16'
 
 NOTES=() # what was tried for a Python, and how it went
@@ -30,7 +30,8 @@ fail() {
 }
 
 lock_of() { # the lock of a stack and a Python
-  [ "$2" = 3.13 ] && echo "requirements/$1-py313.txt" || echo "requirements/$1.txt"
+  local own=requirements/$1-py${2/./}.txt
+  [ -f "$own" ] && echo "$own" || echo "requirements/$1.txt"
 }
 
 at_least() { printf '%s\n%s\n' "$2" "$1" | sort -VC; }

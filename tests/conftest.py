@@ -34,9 +34,24 @@ SHARED_RUN = (
 )
 
 
+# Made once, by one worker: what uses one of them stays together, as a module does otherwise.
+SHARED = ("trained_run", "trained")
+# The longest first, so that no worker is left with them at the end.
+FIRST = ("trained", "trainer/test_run_fn.py", "kubeflow/test_node.py", "trained_run")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests that add runs of their own to the shared root at the end."""
-    items.sort(key=lambda item: item.path.name == "test_rerun.py")
+    """Deals the tests out to workers, those last that add runs to the shared root."""
+    for item in items:
+        names = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        module = f"{item.path.parent.name}/{item.path.name}"
+        item.add_marker(pytest.mark.xdist_group((names or [module])[0]))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, int]:
+    (group,) = next(item.iter_markers("xdist_group")).args
+    return item.path.name == "test_rerun.py", (*FIRST, group).index(group)
 
 
 @pytest.fixture(scope="session", autouse=True)

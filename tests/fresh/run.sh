@@ -70,7 +70,6 @@ trust_as_here() { # certificates and settings for the package index
 inside() { # ROOT USER COMMAND: in namespaces of its own, which take the mounts along when they go
   local root=$1 user=$2 home=/home/$2 name settings=()
   [ "$user" = root ] && home=/root
-  [ -z "$PYTHON_GIVEN" ] || settings+=("PYENV_ROOT=${PYTHON_GIVEN%/versions/*}")
   for name in "${PASSED[@]}"; do [ -n "${!name:-}" ] && settings+=("$name=${!name}"); done
   # shellcheck disable=SC2016 # for the inner shell
   unshare --mount --pid --fork --kill-child --propagation private bash -c '
@@ -78,27 +77,12 @@ inside() { # ROOT USER COMMAND: in namespaces of its own, which take the mounts 
     shift 3
     mount -t proc proc "$root/proc" && mount --rbind /sys "$root/sys" &&
       mount --rbind /dev "$root/dev" && mount -t tmpfs tmpfs "$root/tmp" || exit 1
-    [ -z "$PYTHON_GIVEN" ] || mount --bind "$PYTHON_GIVEN" "$root$PYTHON_GIVEN" || exit 1
     exec chroot --userspec="$user:$user" "$root" env -i "$@" sh -c "cd && $command"
   ' fresh "$root" "$user" "$3" "HOME=$home" "USER=$user" LANG=C.UTF-8 \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${settings[@]}" </dev/null
 }
 
 # --- What is proved on it ------------------------------------------------------------------
-
-export PYTHON_GIVEN=''
-
-give_python() { # ROOT: this machine's Python 3.10, at the path that it was built for
-  local folder
-  for folder in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*; do
-    [ -x "$folder/bin/python3.10" ] || continue
-    PYTHON_GIVEN=$folder
-    mkdir -p "$1$PYTHON_GIVEN"
-    case $folder in "$HOME"/*) chmod a+x "$1$HOME" ;; esac
-    return 0
-  done
-  return 1
-}
 
 clone() { # ROOT
   git -C "$REPOSITORY" bundle create --quiet "$1/home/$USER_NAME/project.bundle" HEAD
@@ -114,9 +98,8 @@ timed() { # ROOT LOG COMMAND: sets SECONDS_TAKEN
 }
 
 prove() { # DISTRIBUTION: a row of the table
-  local name=$1 root=$ROOTS/$1 log=$ROOTS/$1 why glibc stack=none version=none note='' ok=1
+  local name=$1 root=$ROOTS/$1 log=$ROOTS/$1 why glibc stack=none version=none ok=1
   local run='' tests='' summary='' result=failed
-  PYTHON_GIVEN=''
   say "$name: making a root"
   why=$(make_root "$name" "$root" "$log.root.log") ||
     { row "$name" - - - - - - "not tried: $why" && return 0; }
@@ -124,13 +107,6 @@ prove() { # DISTRIBUTION: a row of the table
   clone "$root"
   say "$name: $RUN"
   timed "$root" "$log.run.log" "$RUN" || ok=0
-  if [ $ok = 0 ] && grep -q 'no suitable Python' "$log.run.log"; then
-    say "$name: $(grep -m 1 'no suitable Python' "$log.run.log")"
-    give_python "$root" || { row "$name" "$glibc" none - - - - 'failed: no Python' && return 1; }
-    note=' that the user has built with pyenv: no download of one is reachable from here'
-    say "$name: again, with a Python 3.10 that the user has installed"
-    timed "$root" "$log.run.log" "$RUN" && ok=1
-  fi
   if [ $ok = 1 ]; then
     run=$SECONDS_TAKEN
     say "$name: $TEST"
@@ -141,7 +117,7 @@ prove() { # DISTRIBUTION: a row of the table
     read -r stack version _ <"$root/home/$USER_NAME/project/.venv/.complete"
   fi
   [ -z "$tests" ] || summary=$(grep -oE '[0-9]+ (passed|failed).*' "$log.test.log" | tail -n 1)
-  row "$name" "$glibc" "$version$note" "$stack" "${run:--}" "${tests:--}" "${summary:--}" "$result"
+  row "$name" "$glibc" "$version" "$stack" "${run:--}" "${tests:--}" "${summary:--}" "$result"
   [ $result = passed ]
 }
 

@@ -107,7 +107,8 @@ def test_deleting_all_versions_unloads_and_a_vanished_folder_does_not(
     push(emptied, 1)
     push(vanished, 1)
     server = start_server({"m": emptied, "other": vanished})
-    shutil.rmtree(vanished)
+    # At once: a look in between would find it empty.
+    vanished.rename(tmp_path / "elsewhere")
     shutil.rmtree(emptied / "1")
     wait(server, lambda: states(server) == {1: State.END}, "emptied")
     assert states(server, "other") == {1: State.AVAILABLE}
