@@ -32,6 +32,7 @@ def all_ids(result):
     return {c["id"] for c in result["components"]}
 
 
+@pytest.mark.slow
 def test_the_same_command_is_answered_from_the_cache(trained_run, cli):
     again = run(cli, trained_run.root, *trained_run.arguments)
     assert cached(again) == all_ids(again)

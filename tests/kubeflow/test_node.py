@@ -212,6 +212,7 @@ sys.exit(node.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_contended_metadata_is_tried_again(driver, volume):
     """The runner's error comes from the store's: its class counts, not the outermost one."""
     folder, words = volume
@@ -308,6 +309,7 @@ def test_spans_are_found_in_the_container(tmp_path):
         node.data_source(parse([*common, f"--data-dir={tmp_path}", "--span=3"]), "auto")
 
 
+@pytest.mark.slow
 def test_no_metadata_store_is_exit_code_3_and_the_next_attempt_finds_it(driver, place, tmp_path):
     command = driver.command("import-schema-gen", {}, "no-store")
     index = next(i for i, w in enumerate(command) if w.startswith("--metadata-url="))

@@ -109,6 +109,7 @@ def test_stacked_trains_without_a_label(make_job):
     assert "classify" not in tf.saved_model.load(job.model_dir).signatures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["semi_supervised_aae", "stacked"])
 def test_labels_beyond_the_budget_change_nothing(make_job, monkeypatch, model):
     """Early stopping looks at the images set aside: 1,000 labels would be 4,000."""
@@ -200,6 +201,7 @@ def test_two_devices_train_like_one(make_job, model):
     )
 
 
+@pytest.mark.slow
 def test_two_workers_train_like_one(make_job):
     one = make_job("simple", "one", strategy="none", batch_size=128)
     run_fn.train(one)

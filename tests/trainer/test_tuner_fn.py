@@ -45,6 +45,7 @@ def test_the_best_of_the_trials_wins_and_reaches_the_training(make_job, tmp_path
     assert tuned.options.epochs == job.options.epochs
 
 
+@pytest.mark.slow
 def test_from_a_trained_model_only_the_learning_rate_is_searched(make_job, tmp_path):
     """Else the second span of a tuned continuous run would find another architecture."""
     (name, values), *_ = get_model_spec("simple").search_space.items()

@@ -45,6 +45,7 @@ def losses(job):
     return [epoch["val_loss"] for epoch in training["history"]], training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["simple"])
 def test_a_warm_start_needs_half_the_epochs_at_most(make_job, training_files, caplog, model):
     """On digits that the base model has not seen."""

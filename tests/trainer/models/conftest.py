@@ -20,6 +20,18 @@ LABELLED = 500
 BATCH = 100
 
 
+# Seconds of training each; a quicker one of their kind is left to every run of the tests.
+LONG = "conv_mse conv_denoising conv_vae supervised_aae semi_supervised_aae lstm".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the models that take long to the slow tests, where they are trained."""
+    for item in items:
+        name = getattr(item, "callspec", None) and item.callspec.params.get("name")
+        if name in LONG and {"trained", "fit"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 class Digits(NamedTuple):
     """Images float32 [n, 28, 28] in [0, 1] and labels int64 [n], for training and test."""
 

@@ -66,11 +66,13 @@ def _named(f):
 
 
 @pytest.fixture(scope="module")
-def served(trained, digits, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
-    """For each family the outputs in memory and in the fresh process."""
+def served(request, trained, digits, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
+    """For each family that is asked for the outputs in memory and in the fresh process."""
+    asked = {i.callspec.params["name"] for i in request.session.items if "served" in i.fixturenames}
+    families = [name for name in FAMILIES if name in asked]
     root = tmp_path_factory.mktemp("served")
     expected = {}
-    for name in FAMILIES:
+    for name in families:
         model, folder = trained(name), str(root / name)
         module = tf.Module()
         module.model_variables = model.variables
@@ -87,9 +89,9 @@ def served(trained, digits, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
             key: function(**{k: tf.constant(inputs[k]) for k in _names(function)})["y"].numpy()
             for key, function in signatures.items()
         }
-    folders = [str(root / name) for name in FAMILIES]
+    folders = [str(root / name) for name in families]
     subprocess.run([sys.executable, "-c", SERVER, *folders], check=True, cwd=root)
-    return {name: (expected[name], np.load(root / name / "outputs.npz")) for name in FAMILIES}
+    return {name: (expected[name], np.load(root / name / "outputs.npz")) for name in families}
 
 
 def _names(function) -> list[str]:

@@ -168,6 +168,7 @@ def test_labels_in_front_of_the_appended_ones_are_not_looked_at(digits) -> None:
     )
 
 
+@pytest.mark.slow
 def test_supervised_code_leaves_the_digit_to_the_label(trained, digits) -> None:
     model = trained("supervised_aae")
     code = model.encode(digits.test_images[:1])
