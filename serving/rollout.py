@@ -158,7 +158,15 @@ def _with_entry(
 
 
 class LoadError(RolloutError):
-    """A server tried to load the version and says why it cannot."""
+    """A server tried to load a version and says why it cannot.
+
+    Attributes:
+      version: The version.
+    """
+
+    def __init__(self, message: str, version: int) -> None:
+        super().__init__(message)
+        self.version = version
 
 
 class BehindError(ServingError):
@@ -499,8 +507,10 @@ class Rollout:
                 self._replicas.reload(replica.address, undo)
             # What failed is tried again only after a look at the folders without it.
             time.sleep(_LOOK_SECONDS)
-            kind = LoadError if isinstance(error, LoadError) else RolloutError
-            raise kind(f"{error}; labels stay as they were") from None
+            text = f"{error}; labels stay as they were"
+            if isinstance(error, LoadError):
+                raise LoadError(text, error.version) from None
+            raise RolloutError(text) from None
 
     def _with(self, versions: Sequence[int], labels: Mapping[str, int]) -> Any:
         return _with_entry(self._config, self._folder, versions, labels, self._base_path)
@@ -542,7 +552,8 @@ class Rollout:
                 if why and (late or why != stale.get((replica.address, version))):
                     raise LoadError(
                         f"version {version} of model {self._folder.name!r} does not load: "
-                        f"{' '.join(why.split())[:300]} ({replica.address})"
+                        f"{' '.join(why.split())[:300]} ({replica.address})",
+                        version,
                     )
                 if status is not None and not why:
                     stale.pop((replica.address, version), None)

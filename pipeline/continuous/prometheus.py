@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
@@ -105,6 +105,13 @@ def served_errors(
             elif sample.name == f"{name}_count":
                 counts[version] = sample.value
     return {version: (sums.get(version, 0.0), count) for version, count in counts.items()}
+
+
+def increase(before: Sequence[float] | None, now: tuple[float, float]) -> tuple[float, float]:
+    """What was added to sum and count since a reading; where one fell, the server began anew."""
+    if before is None or now[1] < before[1] or now[0] < before[0]:
+        return now
+    return now[0] - before[0], now[1] - before[1]
 
 
 def registry(state: Callable[[], State]) -> CollectorRegistry:

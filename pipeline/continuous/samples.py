@@ -2,8 +2,8 @@
 
 A client leaves ``*.npy`` files in ``<root>/samples`` (``--sample-fraction`` of
 ``mnist-ae predict`` and the others, :mod:`serving.sampling`). Here they are
-gathered until they are enough for a span, or until the served reconstruction
-error says that it is time.
+gathered until they are enough for a span. A rising served reconstruction error
+makes it a smaller one, one at a time.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-import time
 
 import numpy as np
 
 from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
-from pipeline.continuous.state import State
+from pipeline.continuous.state import OPEN, State
 from pipeline.continuous.watch_options import WatchOptions
 from serving import locate
 
 _BATCH = ".batch"
-# Fewer answers since the last look say nothing.
+# Fewer answers since the last reading say nothing.
 _MIN_ANSWERS = 100
+# A rising error makes a span of that part of the images that one has else, and no smaller one
+# than that many: a tenth of them is what the new model is judged on.
+_TRIGGERED_PART, _MIN_TRIGGERED = 4, 100
 
 
 class ServedImages:
@@ -44,8 +46,8 @@ class ServedImages:
 
     def step(self, state: State) -> spans.Published | None:
         """One look; gives the span that was made, if one was."""
-        url = self._options.metrics_url
-        rising = self._error_rises(state, url) if url else False
+        if self._options.metrics_url:
+            self._read_errors(state, self._options.metrics_url)
         batch = self._folder / _BATCH
         if not batch.is_dir():
             try:
@@ -54,8 +56,10 @@ class ServedImages:
                 return None
             files = [self._folder / name for name in names if name[0] != "."]
             count = sum(_count(path) for path in files)
-            wanted = self._config.continuous.sample_images
-            if count < (spans.MIN_IMAGES if rising else wanted):
+            wanted = max(self._config.continuous.sample_images, spans.MIN_IMAGES)
+            if state.served.get("rising") and not self._under_way(state):
+                wanted = min(wanted, max(_MIN_TRIGGERED, wanted // _TRIGGERED_PART))
+            if count < wanted:
                 return None
             # Set aside first: after a kill the same images make the same span,
             # which is then known by its digest.
@@ -79,37 +83,38 @@ class ServedImages:
         shutil.rmtree(batch, ignore_errors=True)
         return done
 
-    def _error_rises(self, state: State, url: str) -> bool:
-        """Whether the errors served since the last look are above the limit."""
+    def _under_way(self, state: State) -> bool:
+        """Whether a span of served requests, or the model of one, is yet to be decided on."""
+        served = [m for m in spans.scan(self._config.root) if m.source.get("kind") == "served"]
+        return bool(state.rollout) or any(state.status(m.key) in OPEN for m in served)
+
+    def _read_errors(self, state: State, url: str) -> None:
+        """Notes whether the errors served since the last reading are above the limit."""
         found = prometheus.served_errors(url, self._config.servable)
         if not found:
-            return False
-        total, count = found[""]
-        now = {"sum": total, "count": count, "time": time.time()}
+            return
         before = state.served
-        answers = count - before.get("count", 0.0)
-        if answers < 0:
-            # The server was started anew.
-            state.served = now
-            return False
+        total, answers = prometheus.increase(
+            (before["sum"], before["count"]) if before else None, found[""]
+        )
         if answers < _MIN_ANSWERS:
-            return False
-        mean = (total - before.get("sum", 0.0)) / answers
-        state.served = now
+            return
+        state.served = {"sum": found[""][0], "count": found[""][1]}
         usual = state.gauges.get("golden_mse") or _last_golden(state)
         if not usual:
-            return False
-        ratio = mean / usual
+            return
+        ratio = total / answers / usual
         state.gauges["served_error_ratio"] = ratio
         limit = self._config.continuous.max_served_ratio
-        if ratio <= limit:
-            return False
-        self._events.tell(
-            "served_error",
-            ratio=round(ratio, 3),
-            reason=f"served errors are {ratio:.2f} times the golden set's (limit {limit:g})",
-        )
-        return True
+        if ratio > limit:
+            state.served["rising"] = True
+            if not before.get("rising"):
+                self._events.tell(
+                    "served_error",
+                    ratio=round(ratio, 3),
+                    reason=f"served errors are {ratio:.2f} times the golden set's (limit "
+                    f"{limit:g})",
+                )
 
 
 def _last_golden(state: State) -> float | None:

@@ -208,7 +208,8 @@ class Watcher:
         worked = False
         if self._promotion is not None:
             worked = self._promotion.step(self.state, self.save)
-        if not worked and not self.state.rollout and not self._paused():
+        held = self._promotion is not None and self._promotion.holds(self.state)
+        if not worked and not held and not self._paused():
             batch = self._due(manifests)
             if batch:
                 worked = self._run(batch)

@@ -6,6 +6,7 @@ so that the watcher stays small.
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -13,11 +14,14 @@ def withdraw(root: str, version: str) -> int:
     """Marks the blessings of the model that was pushed as ``version``.
 
     Returns:
-      How many were marked.
+      How many were marked; 0 where no run of the root pushed it.
     """
     from pipeline import history
 
-    store = history.open_store(history.metadata_path(root))
+    path = history.metadata_path(root)
+    if not os.path.exists(path):
+        return 0
+    store = history.open_store(path)
     marked = 0
     for record in history.runs(store):
         if record.pushed_version != version:
@@ -30,4 +34,4 @@ def withdraw(root: str, version: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if withdraw(sys.argv[1], sys.argv[2]) else 1)
+    withdraw(*sys.argv[1:])

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline import config, history
 from pipeline.continuous import promotion, spans, state, watcher, withdraw
-from serving import locate
+from serving import errors, files, locate
 from serving.client import ReconstructionClient
-from serving.rollout import ConfigFile, entry_of, labels_of
+from serving.rollout import ConfigFile, Rollout, entry_of, labels_of
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ServerOptions, models_of
 from trainer import signatures
@@ -143,31 +143,126 @@ def test_a_soak_goes_on_where_a_killed_watcher_left_it(root, trained_run):
 
 
 class Probed:
-    """A Promotion of version 2 over 1 on a server that answers alike for both."""
+    """A Promotion of version 2 over 1, in the file; ``found`` is what a comparison gives."""
 
     def __init__(self, root, monkeypatch, **continuous):
+        self.root = root
         for version in ("1", "2"):
             (root / "serving" / "simple" / version).mkdir(parents=True)
             (root / "serving" / "simple" / version / "saved_model.pb").write_bytes(b"-")
-        monkeypatch.setattr(promotion.Promotion, "compare", lambda *_: self.found)
+        self.rollout().canary(2)
+        monkeypatch.setattr(promotion.Promotion, "compare", lambda *_: self._compare())
         self.found = {"canary": 0.01, "stable": 0.01}
         self.now = 1_000.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self.told = []
         conf = config.parse({"root": str(root), "model": "simple", "continuous": continuous})
-        options = watcher.WatchOptions(None, [], auto_promote=True, target="127.0.0.1:1")
+        # Without a target the labels are moved in the file alone.
+        options = watcher.WatchOptions(None, [], auto_promote=True)
         events = watcher.make_events(conf, self.told.append)
-        self._promotion = promotion.Promotion(conf, options, events)
+        self.promotion = promotion.Promotion(conf, options, events)
         self.state = state.State()
-        self._promotion.begin(self.state, 2)
+        self.promotion.begin(self.state, 2)
         self.state.rollout.update(started=time.time(), stable=1)
 
-    def step(self, seconds):
+    def rollout(self):
+        return Rollout(locate.find("simple", self.root), ConfigFile(locate.config_path(self.root)))
+
+    def _compare(self):
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+    def step(self, seconds, save=lambda: None):
         """A look after so many seconds; gives the events since."""
         self.now += seconds
         before = len(self.told)
-        self._promotion.step(self.state, lambda: None)
+        self.promotion.step(self.state, save)
         return [event["event"] for event in self.told[before:]]
+
+
+AWAY = [
+    errors.ServerUnavailableError("no server answers"),
+    errors.DeadlineExceededError("no answer within 10 s"),
+    errors.ModelNotFoundError("Servable not found for request: Specific(simple, 2)"),
+    errors.ServerBusyError("too much"),
+]
+
+
+@pytest.mark.parametrize("error", AWAY, ids=lambda e: type(e).__name__)
+def test_a_server_that_is_away_withdraws_nobody(tmp_path, monkeypatch, error):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=60.0, soak_checks=2)
+    assert soak.step(0) == []
+    soak.found = error
+    assert [soak.step(60) for _ in range(3)] == [["waiting"], [], []]
+    assert soak.promotion.holds(soak.state)
+    # It does not keep runs waiting for ever; told once.
+    assert [soak.step(60) for _ in range(3)] == [["undecided"], [], []]
+    assert not soak.promotion.holds(soak.state) and soak.state.rollout["version"] == 2
+    assert labels(tmp_path).as_dict() == {"stable": 1, "canary": 2}
+    soak.found = {"canary": 0.01, "stable": 0.01}
+    assert soak.step(60) == ["promoted"]
+    assert labels(tmp_path).stable == 2
+
+
+@pytest.mark.parametrize("canary, event", [(0.01, "promoted"), (0.02, "rolled_back")])
+def test_a_full_disk_delays_a_verdict_and_does_not_change_it(tmp_path, monkeypatch, canary, event):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=60.0, soak_checks=1)
+    soak.step(0)
+    soak.found = {"canary": canary, "stable": 0.01}
+    before = labels(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", full)
+        assert [soak.step(100) for _ in range(2)] == [["waiting"], []]
+        assert soak.state.rollout["verdict"]["event"] == event
+        # What is decided stays, whatever the next comparison would say.
+        soak.found = {"canary": 0.01, "stable": 0.01}
+        with pytest.raises(OSError, match="No space"):
+            soak.step(100, save=full)
+    assert labels(tmp_path) == before and soak.state.rollout
+    assert soak.step(100) == [event]
+    assert labels(tmp_path).stable == soak.state.serving == (2 if event == "promoted" else 1)
+
+
+def test_a_version_that_cannot_be_withdrawn_is_withdrawn_later(tmp_path, monkeypatch):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=60.0)
+    soak.found = {"canary": 0.02, "stable": 0.01}
+    (tmp_path / "metadata.sqlite").write_bytes(b"not a database, or one that is locked")
+    assert soak.step(0) == ["waiting"]
+    assert "cannot be withdrawn" in soak.told[-1]["reason"]
+    assert labels(tmp_path).canary == 2
+    (tmp_path / "metadata.sqlite").unlink()
+    assert soak.step(100) == ["rolled_back"]
+    assert labels(tmp_path).canary == 1
+
+
+def test_who_moves_labels_by_hand_has_the_last_word(tmp_path, monkeypatch):
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=60.0)
+    soak.rollout().rollback()
+    assert soak.step(0) == ["undecided"]
+    assert soak.state.rollout == {} and soak.state.serving == 1
+    assert labels(tmp_path).as_dict() == {"stable": 1, "canary": 1}
+
+
+def test_few_images_decide_nothing(root, trained_run, digits, monkeypatch):
+    Soak(root, "127.0.0.1:1").push(1)
+    shutil.rmtree(root / "spans" / "golden")
+    images, digit = digits["eval"]
+    spans.publish_golden(root, images[:99], digit[:99], source={"kind": "numpy"})
+    shutil.copytree(trained_run.model_path, root / "serving" / "simple" / "2")
+    models = models_of(ConfigFile(locate.config_path(root)).read())
+    with EmbeddedServer(ServerOptions(models, port=0, rest_port=None)) as server:
+        soak = Soak(root, server.address)
+        soak._promotion.begin(soak.state, 2)
+        while soak.told[-1:] == [] or soak.told[-1]["event"] != "waiting":
+            soak._promotion.step(soak.state, lambda: None)
+            time.sleep(0.05)
+    assert "99 evaluation images" in soak.told[-1]["reason"]
+    assert labels(root).stable == 1 and soak.state.rollout
 
 
 def test_a_clock_that_jumps_promotes_nobody(tmp_path, monkeypatch):

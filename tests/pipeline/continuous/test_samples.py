@@ -95,10 +95,10 @@ def test_a_rising_served_error_starts_a_run_early(root, digits):
     )
     state.write(root, known)
     test_watcher.publish(root, digits, 0)
-    leave(root, digits["train"][0][100:130], "1")
+    leave(root, digits["train"][0][100:130], "1")  # too few to train on, whatever the error
     text = [exposition(10.0, 1_000)]
     with served_metrics(text) as url:
-        watch = make(root, said, sample_images=5_000)
+        watch = make(root, said, sample_images=480)
         watch._samples._options = watch.options.__class__(None, [], metrics_url=url)
         watch.once()
         text.append(exposition(12.2, 1_200))  # .011 an image: as usual
@@ -108,7 +108,17 @@ def test_a_rising_served_error_starts_a_run_early(root, digits):
         assert [e for e in said if e["event"] in ("served_error", "sampled")] == []
         text.append(exposition(16.2, 1_400))  # .02 an image
         watch.once()
+        assert statuses(root) == {"1.1": "pushed"}
+        text.append(exposition(18.4, 1_600))  # as usual
+        watch.once()
+        leave(root, digits["train"][0][130:230], "2")
+        watch.once()
+        assert statuses(root) == {"1.1": "pushed"}
+        text.append(exposition(2.0, 200))  # a server that was started anew, .01 an image
+        text.append(exposition(6.2, 400))  # .021
+        watch.once()
     assert [e["event"] for e in said if "served" in e["event"] or "sampled" in e["event"]] == [
+        "served_error",
         "served_error",
         "sampled",
     ]
