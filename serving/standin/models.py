@@ -41,7 +41,8 @@ class _Model:
       labels: Label to version, as they answer.
       versions: Every version ever seen, by number.
       aspired: The versions to serve, number to path.
-      servables: The versions that answer.
+      servables: The versions that answer; as the labels replaced, never changed,
+        since requests read both without the lock.
       seen: Whether its folder was listed at least once.
       complaint: What was last logged about its folder.
     """
@@ -102,22 +103,33 @@ class Models:
         Raises:
           StatusError: As TensorFlow Serving for an unknown name, version or label.
         """
-        with self._changed:
-            model = self._models.get(name) or _Model(None)
-            if label is not None:
-                version = model.labels.get(label)
-                if version is None:
-                    raise invalid_argument(f"Unrecognized servable version label: {label}")
-            number = max(model.servables, default=None) if version is None else version
-            servable = None if number is None else model.servables.get(number)
-            if servable is None:
-                what = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-                raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {what}")
-            servable.acquire()
+        try:
+            servable = self._choose(name, version, label)
+            held = servable.acquire()
+        except StatusError:
+            held = False
+        if not held:  # perhaps only now: what was looked at without the lock was on its way out
+            with self._changed:
+                servable = self._choose(name, version, label)
+                servable.acquire()
         try:
             yield servable
         finally:
             servable.release()
+
+    def _choose(self, name: str, version: int | None, label: str | None) -> Servable:
+        model = self._models.get(name) or _Model(None)
+        servables = model.servables
+        if label is not None:
+            version = model.labels.get(label)
+            if version is None:
+                raise invalid_argument(f"Unrecognized servable version label: {label}")
+        number = max(servables, default=None) if version is None else version
+        servable = None if number is None else servables.get(number)
+        if servable is None:
+            what = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {what}")
+        return servable
 
     def versions(self, name: str, version: int | None = None) -> list[Version]:
         """The versions of a model that were ever seen, highest first, as they are now.
@@ -371,7 +383,7 @@ class Models:
             else:
                 with self._changed:
                     version.state = VersionState.AVAILABLE
-                    model.servables[version.number] = servable
+                    model.servables = {**model.servables, version.number: servable}
                     self._reconcile(name, model)
                 took = time.monotonic() - started
                 _log.info(
@@ -387,7 +399,8 @@ class Models:
         self._set(version, VersionState.END)
 
     def _unload(self, model: _Model, number: int) -> None:
-        servable = model.servables.pop(number)
+        servable = model.servables[number]
+        model.servables = {n: s for n, s in model.servables.items() if n != number}
         self._set(model.versions[number], VersionState.UNLOADING)
 
         def closed() -> None:

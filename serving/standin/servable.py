@@ -139,10 +139,12 @@ class Servable:
             for key, definition in sorted(known.signature_def.items())
         }
 
-    def acquire(self) -> None:
-        """Counts one more user; not after :meth:`retire`."""
+    def acquire(self) -> bool:
+        """Counts one more user; False where the last one has gone."""
         with self._lock:
-            self._users += 1
+            if self._users:
+                self._users += 1
+            return self._users > 0
 
     def release(self) -> None:
         """Counts one user less; after the last one it closes, in that one's thread."""
