@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pipeline.config import BeamValue, PipelineConfig
 
 # Beam's in-memory runner with one worker: for data of this size the start-up
@@ -25,4 +27,16 @@ def beam_args(config: PipelineConfig) -> list[str]:
         options = {**_LOCAL_BEAM, **_PACKAGED, **options}
     elif options.get("environment_type") in _PACKAGED_ENVIRONMENTS:
         options = {**_PACKAGED, **options}
-    return config.model_copy(update={"beam": options}).beam_args()
+    return flags(options)
+
+
+def flags(options: Mapping[str, BeamValue]) -> list[str]:
+    """Options by name as flags."""
+    found = []
+    for key, value in options.items():
+        if isinstance(value, bool):
+            found += [f"--{key}"] if value else []
+        else:
+            items = value if isinstance(value, (tuple, list)) else [value]
+            found += [f"--{key}={item}" for item in items]
+    return found

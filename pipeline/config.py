@@ -402,18 +402,6 @@ class PipelineConfig(Settings):
             return self.evaluator.max_mse
         return self.model.spec.max_mse
 
-    def beam_args(self) -> list[str]:
-        """``beam`` as flags."""
-        flags = []
-        for key, value in self.beam.items():
-            if isinstance(value, bool):
-                flags += [f"--{key}"] if value else []
-            elif isinstance(value, (tuple, list)):
-                flags += [f"--{key}={item}" for item in value]
-            else:
-                flags.append(f"--{key}={value}")
-        return flags
-
 
 def load(path: str | None, assignments: Sequence[str] = ()) -> PipelineConfig:
     """Reads a configuration.

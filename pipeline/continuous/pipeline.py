@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ml_metadata.proto import metadata_store_pb2
 from tfx.orchestration import pipeline
 
 from components import resolvers
-from pipeline import nodes
 from pipeline.config import PipelineConfig
 from pipeline.continuous import spans
+from pipeline.nodes import Builder, stamp
 
 DRIFT = "DriftMonitor"
 
@@ -49,9 +48,7 @@ def create_continuous_pipeline(
     spans_folder: str,
     labelled: bool = True,
     pattern: str = spans.PATTERN,
-    workers: dict[str, Any] | None = None,
-    metadata_connection: metadata_store_pb2.ConnectionConfig | None = None,
-    pipeline_root: str | None = None,
+    **options: Any,
 ) -> pipeline.Pipeline:
     """Wires a run on a new span, for every way of running it.
 
@@ -65,91 +62,70 @@ def create_continuous_pipeline(
       spans_folder: The folder of the spans.
       labelled: Whether the span has labels.
       pattern: Folder of a span, and perhaps of its version, below that.
-      workers: As in ``create_pipeline``.
-      metadata_connection: As in ``create_pipeline``.
-      pipeline_root: As in ``create_pipeline``.
+      **options: As for :class:`pipeline.nodes.Builder`.
 
     Returns:
       A TFX pipeline whose nodes are in topological order.
     """
     own = config.continuous
-    span = nodes.example_gen(config, spans_folder, pattern=pattern, span=run.span)
-    nodes.stamp(span.outputs["examples"], **{resolvers.ROLE: resolvers.ROLE_SPAN})
-    golden = nodes.golden_example_gen(config, run.golden_folder)
-    schema = nodes.schema_gen()
-    statistics, validator, data_gate = nodes.validation(span, schema)
-    serving = nodes.serving_model_resolver(config, run.key)
-    before = nodes.reference_resolver(config, span, after=data_gate)
-    drift = nodes.drift_monitor(
-        config,
+    build = Builder(config, **options)
+    span = build.example_gen(spans_folder, pattern, run.span)
+    stamp(span.outputs["examples"], **{resolvers.ROLE: resolvers.ROLE_SPAN})
+    golden = build.golden_example_gen(run.golden_folder)
+    data_gate = build.validation(span)
+    serving = build.serving_model_resolver(run.key)
+    drift = build.drift_monitor(
         span,
         golden=golden,
-        reference=before,
+        reference=build.reference_resolver(span, after=data_gate),
         serving=serving,
         accepted=run.accepted,
         after=data_gate,
     )
-    verdict = nodes.verdict_gate(drift)
-    chosen = nodes.window_resolver(config, drift, after=verdict)
-    transform = nodes.transform(chosen, schema)
-    reference = nodes.pca_reference(span, after=verdict)
+    verdict = build.verdict_gate(drift)
+    window = build.window_resolver(drift, after=verdict)
+    transform = build.transform(window)
+    reference = build.pca_reference(span, after=verdict)
     base = None if run.cold else serving
-    tuner = nodes.tuner(config, chosen, transform, schema, base=base)
-    trainer = nodes.trainer(
-        config,
-        chosen,
-        transform,
-        schema,
-        tuner=tuner,
-        base=base,
-        workers=workers,
-        span_key=run.key,
-    )
-    on_span = nodes.evaluator(
-        config,
+    tuner = build.tuner(window, transform, base=base)
+    trainer = build.trainer(window, transform, tuner=tuner, base=base, span_key=run.key)
+    on_span = build.evaluator(
         span,
         trainer,
-        schema,
         against=serving,
         by_label=labelled,
         max_increase=own.max_span_increase,
         max_digit_increase=own.max_span_digit_increase,
-    ).with_id("SpanEvaluator")
-    on_golden = nodes.evaluator(
-        config,
+        node_id="SpanEvaluator",
+    )
+    on_golden = build.evaluator(
         golden,
         trainer,
-        schema,
         against=serving,
         by_label=run.golden_labelled,
         max_increase=own.max_golden_increase,
         max_digit_increase=own.max_digit_increase,
-    ).with_id("GoldenEvaluator")
-    servable = nodes.serving_validator(config, trainer, golden)
-    gate = nodes.span_gate(
-        config,
+        node_id="GoldenEvaluator",
+    )
+    servable = build.serving_validator(trainer, golden)
+    gate = build.span_gate(
         trainer,
         drift=drift,
-        window=chosen,
+        window=window,
         golden=golden,
         on_span=on_span,
         on_golden=on_golden,
         validator=servable,
         serving=serving,
     )
-    pusher = nodes.pusher(config, servable, judge=gate)
-    index = nodes.image_index(span, trainer, reference)
-    report = nodes.run_report(
-        config,
+    build.pusher(servable, judge=gate)
+    build.run_report(
         span,
         trainer,
         evaluator=on_span,
         judge=gate,
         validator=servable,
         reference=reference,
-        index=index,
+        index=build.image_index(span, trainer, reference),
     )
-    wired = [span, golden, schema, statistics, validator, data_gate, serving, before, drift]
-    wired += [verdict, chosen, transform, reference, tuner, trainer, on_span, on_golden]
-    wired += [servable, gate, pusher, index, report]
-    return nodes.assemble(config, wired, metadata_connection, pipeline_root)
+    return build.pipeline()

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline import config
+from pipeline import beam_options, config
 from pipeline.errors import UserError
 
 
@@ -21,7 +21,7 @@ def test_a_file_and_assignments_fill_the_same_fields(tmp_path):
     assert loaded.model.name == "conv"
     assert loaded.model.hyperparameters.filters == (4, 4, 4)
     assert (loaded.trainer.epochs, loaded.trainer.seed) == (5, 7)
-    assert loaded.beam_args() == ["--direct_num_workers=2"]
+    assert beam_options.flags(loaded.beam) == ["--direct_num_workers=2"]
 
 
 def test_a_model_named_last_keeps_what_was_set_before():
@@ -47,7 +47,7 @@ def test_beam_flags():
         "beam.streaming=true",
         "beam.off=false",
     )
-    assert loaded.beam_args() == [
+    assert beam_options.flags(loaded.beam) == [
         "--runner=FlinkRunner",
         "--experiments=a",
         "--experiments=b",
