@@ -227,23 +227,22 @@ class Caller(threading.Thread):
         self.calling.set()
 
     def run(self):
-        with ReconstructionClient(self._month.target, model="simple", label="stable") as client:
-            while not self.ending.is_set():
-                if not self.calling.is_set():
-                    self.resting.set()
-                    self.calling.wait(0.05)
-                    continue
-                self.resting.clear()
-                try:
-                    client.score(self._images)
-                    self.answers += 1
-                except Exception as e:
-                    self.failures.append(repr(e))
+        while not self.ending.is_set():
+            self.resting.clear()
+            # A channel that saw its server go needs a second to come back to it.
+            with ReconstructionClient(self._month.target, model="simple", label="stable") as client:
+                while self.calling.is_set() and not self.ending.is_set():
+                    try:
+                        client.score(self._images)
+                        self.answers += 1
+                    except Exception as e:
+                        self.failures.append(repr(e))
+            self.resting.set()
+            self.calling.wait()
 
     def rest(self):
         """Makes no call until told to."""
         self.calling.clear()
-        self.resting.clear()
         self.resting.wait()
 
 
