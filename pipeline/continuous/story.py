@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,10 @@ from pipeline.continuous import state as state_lib
 from pipeline.continuous.state import State
 from serving import locate
 from serving.errors import ServingError
+
+# What a span's record may say of it.
+_DECIDED = "reason drift run_id window epochs warm_start training_images golden newest_span".split()
+_DECIDED += "pushed_version rolled_back decided tries".split()
 
 
 def tell(root: str, model: str | None = None) -> dict[str, Any]:
@@ -44,25 +47,8 @@ def tell(root: str, model: str | None = None) -> dict[str, Any]:
                 "images": manifest.count,
                 "labelled": manifest.labelled,
                 "source": manifest.source,
-                "status": record.get("status", state_lib.NEW),
-                **{
-                    key: record.get(key)
-                    for key in (
-                        "reason",
-                        "drift",
-                        "run_id",
-                        "window",
-                        "epochs",
-                        "warm_start",
-                        "training_images",
-                        "golden",
-                        "newest_span",
-                        "pushed_version",
-                        "rolled_back",
-                        "decided",
-                        "tries",
-                    )
-                },
+                "status": known.status(manifest.key),
+                **{key: record.get(key) for key in _DECIDED},
             }
         )
     return {
@@ -157,112 +143,53 @@ def write_page(story: dict[str, Any], path: str) -> None:
     Raises:
       UserError: It cannot be written.
     """
-    curves = (
-        (
-            "Loss on the golden set (MSE): of the candidate, and of what was serving before",
-            [
-                ("candidate", [(r["golden"] or {}).get("after") for r in story["spans"]]),
-                ("serving before", [(r["golden"] or {}).get("before") for r in story["spans"]]),
-            ],
+    import jinja2
+
+    rows = story["spans"]
+
+    def losses(of: str) -> dict[str, list[float | None]]:
+        keys = {"candidate": "after", "serving before": "before"}
+        return {name: [(row[of] or {}).get(key) for row in rows] for name, key in keys.items()}
+
+    distances = [(row["drift"] or {}).get("distance") for row in rows]
+    curves = {
+        "Loss on the golden set (MSE): of the candidate, and of what was serving before": losses(
+            "golden"
         ),
-        (
-            "Loss on the newest span (MSE)",
-            [
-                ("candidate", [(r["newest_span"] or {}).get("after") for r in story["spans"]]),
-                (
-                    "serving before",
-                    [(r["newest_span"] or {}).get("before") for r in story["spans"]],
-                ),
-            ],
-        ),
-        (
-            "Drift: the largest Jensen-Shannon distance",
-            [("distance", [(r["drift"] or {}).get("distance") for r in story["spans"]])],
-        ),
+        "Loss on the newest span (MSE)": losses("newest_span"),
+        "Drift: the largest Jensen-Shannon distance": {"distance": distances},
+    }
+    names = [f"{row['span']}.{row['version']}" for row in rows]
+    charts = [_chart(title, series, names) for title, series in curves.items()]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
-    names = [f"{row['span']}.{row['version']}" for row in story["spans"]]
-    body = "".join(_chart(title, series, names) for title, series in curves)
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td>{html.escape(str(cell))}</td>"
-            for cell in (
-                name,
-                row["time"][:16].replace("T", " "),
-                f"{row['images']:,}",
-                "rolled back" if row["rolled_back"] else row["status"],
-                row["pushed_version"] or "",
-                _change(row["golden"]),
-                row["rolled_back"] or row["reason"] or "",
-            )
-        )
-        + "</tr>"
-        for name, row in zip(names, story["spans"])
-    )
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Spans</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
-  padding: 0 1rem; color: #1a1a1a; background: #fff }}
-table {{ border-collapse: collapse; width: 100% }}
-td, th {{ text-align: left; padding: .2rem .6rem; border-bottom: 1px solid #ddd;
-  vertical-align: top }}
-svg {{ width: 100%; height: auto }}
-text {{ font: 12px system-ui, sans-serif; fill: #444 }}
-</style>
-<h1>Spans</h1>
-<p>Serving version: {story["serving"] or "none yet"}</p>
-{body}
-<h2>What was decided</h2>
-<table><tr><th>span</th><th>when</th><th>images</th><th>verdict</th><th>version</th>
-<th>golden MSE</th><th>why</th></tr>{rows}</table>
-</html>
-"""
+    template = environment.get_template("history.html.j2")
+    page = template.render(story=story, charts=[c for c in charts if c], change=_change)
     output_files.write(path, page)
 
 
-_COLOURS = ("#1f6feb", "#999999")
-_WIDTH, _HEIGHT, _MARGIN = 800, 220, 48
-
-
-def _chart(title: str, series: list[tuple[str, list[float | None]]], names: list[str]) -> str:
-    """A line chart as inline SVG; missing values leave gaps."""
-    values = [v for _, points in series for v in points if v is not None]
+def _chart(
+    title: str, series: dict[str, list[float | None]], names: list[str]
+) -> dict[str, Any] | None:
+    """What the page draws, in its 800 x 220 points; missing values leave gaps."""
+    values = [v for points in series.values() for v in points if v is not None]
     if not values:
-        return ""
-    top = max(values) * 1.05 or 1.0
-    low = min(0.0, *values)
+        return None
+    top, low = max(values) * 1.05 or 1.0, min(0.0, *values)
+    across = [round(48 + 704 * i / max(len(names) - 1, 1), 1) for i in range(len(names))]
 
-    def x(i: int) -> float:
-        return _MARGIN + (_WIDTH - 2 * _MARGIN) * (i / max(len(names) - 1, 1))
+    def up(value: float) -> float:
+        return round(190 - 170 * (value - low) / (top - low), 1)
 
-    def y(value: float) -> float:
-        return _HEIGHT - 30 - (_HEIGHT - 50) * ((value - low) / (top - low))
-
-    parts = [
-        f'<text x="{_MARGIN - 6}" y="{y(tick):.0f}" text-anchor="end">{tick:.3g}</text>'
-        f'<line x1="{_MARGIN}" x2="{_WIDTH - _MARGIN}" y1="{y(tick):.0f}" y2="{y(tick):.0f}" '
-        'stroke="#e4e4e4"/>'
-        for tick in (low, (low + top) / 2, top)
-    ]
-    step = max(1, len(names) // 16)
-    parts += [
-        f'<text x="{x(i):.0f}" y="{_HEIGHT - 10}" text-anchor="middle">{html.escape(name)}</text>'
-        for i, name in enumerate(names)
-        if i % step == 0
-    ]
-    for (name, points), colour in zip(series, _COLOURS):
-        known = [(x(i), y(v)) for i, v in enumerate(points) if v is not None]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in known)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [
-            f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"><title>{html.escape(name)}'
-            "</title></circle>"
-            for a, b in known
-        ]
-    return (
-        f"<h2>{html.escape(title)}</h2>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
+    return {
+        "title": title,
+        "ticks": [(up(value), f"{value:.3g}") for value in (low, (low + top) / 2, top)],
+        "names": list(zip(across, names))[:: max(1, len(names) // 16)],
+        "series": [
+            (name, [(x, up(v)) for x, v in zip(across, points) if v is not None])
+            for name, points in series.items()
+        ],
+    }
