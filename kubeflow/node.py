@@ -25,6 +25,7 @@ from typing import Any
 from kubeflow.interruption import EXIT_CANCELLED, Interrupted, Watch, watched
 from pipeline.config import METADATA_PASSWORD, PipelineConfig, assign, parse
 from pipeline.errors import RunError, UserError
+from serving import quiet
 from serving.errors import Error
 
 _logger = logging.getLogger("kubeflow.node")
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for chatty in ("apache_beam.typehints", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    quiet.settle_environment()
     started = time.monotonic()
     try:
         with watched(args.timeout) as watch:

@@ -15,9 +15,7 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -147,20 +145,25 @@ def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     """Runs a training with several workers and waits for it.
 
     Raises:
-      RuntimeError: A worker failed; nothing of them is left running.
+      RuntimeError, TrainingError: A worker failed; nothing of them is left running.
     """
     from tfx.dsl.io import fileio
 
+    from trainer import processes
+
     job = job.replaced(options=job.options.replaced(strategy="multi_worker"))
+    if settings["kind"] == "local":
+        count = settings["count"]
+        hosts = ",".join(f"localhost:{port}" for port in _free_ports(count))
+        places = [{"TF_CONFIG": tf_config({HOSTS: hosts, INDEX: str(i)})} for i in range(count)]
+        processes.run(job, [{**a, **b} for a, b in zip(places, processes.shares(count))])
+        return
     fileio.makedirs(job.log_dir)
     job_file = os.path.join(job.log_dir, _JOB_FILE)
     with fileio.open(job_file, "w") as f:
         f.write(job.to_json())
-    if settings["kind"] == "local":
-        _run_here(job_file, settings["count"])
-    else:
-        name = _name(job)
-        _run_there(name, manifests(name, job_file, settings), settings)
+    name = _name(job)
+    _run_there(name, manifests(name, job_file, settings), settings)
 
 
 def _name(job: TrainingJob) -> str:
@@ -169,6 +172,7 @@ def _name(job: TrainingJob) -> str:
     return f"mnist-ae-train-{job.digest()[:12]}-{tail}"
 
 
+<<<<<<< Updated upstream
 def _run_here(job_file: str, count: int) -> None:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -199,6 +203,17 @@ def _run_here(job_file: str, count: int) -> None:
                         f"worker {index} of {count} failed: {(lines or ['no output'])[-1][:500]}"
                     )
             time.sleep(0.1)
+=======
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("localhost", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+>>>>>>> Stashed changes
 
 
 def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from serving import quiet
+
 # As trainer.monitoring names it; importing that would import TensorFlow.
 PROGRESS_LOGGER = "mnist_ae.progress"
 _PLAIN_PROGRESS_SECONDS = 10.0
@@ -99,7 +101,7 @@ def table(*headings: str, right: Collection[str] = (), gap: int = 2) -> Table:
 
 def quieten() -> None:
     """Keeps the chatter of libraries away from what people read."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet.settle_environment(3)
     warnings.simplefilter("ignore", FutureWarning)
     for noisy in ("tensorflow", "absl", "apache_beam"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import pathlib
 import sys
 
-from serving import launcher, locate
+from serving import launcher, locate, quiet
 from serving.errors import Error
 
 
@@ -30,7 +29,7 @@ def main() -> int:
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--load-retries", type=int, default=2)
     args = parser.parse_args()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet.settle_environment(3)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
         plan = launcher.Plan(

@@ -20,6 +20,19 @@ _LOGGED = re.compile(rb"(?:\d{4}-\d\d-\d\d [\d:.]+: )?([IWEF])(?:\d{4} [\d:.]+ |
 _PREAMBLE = b"WARNING: All log messages before absl::InitializeLog() is called"
 
 
+def settle_environment(log_level: int = 1) -> None:
+    """Says what TensorFlow reads from the environment, for this process and those that it starts.
+
+    A GPU's memory is taken as it is needed: whoever initialises TensorFlow first in a process
+    decides it for all that come after, and leaves other processes none otherwise.
+
+    Args:
+      log_level: How many of the severities info, warning, error are unwanted.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", str(log_level))
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
+
 def import_tensorflow() -> Any:
     """The module ``tensorflow``; for the first import in a process."""
     if "tensorflow" not in sys.modules:

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer import strategy
 from trainer.models.keras_api import keras
 
 _logger = logging.getLogger(__name__)
 
-_STATE = "state.json"
-_WEIGHTS = "weights"
-_BEST = "best.npz"
+_PROGRESS, _STATE, _BEST = "progress", "state", "best"
 
 
 class Checkpointer(keras.callbacks.Callback):
     """Remembers the best weights, stops early, and saves all of it now and then.
 
-    A checkpoint holds weights, optimizers, the best weights so far and where
-    the training stood, so that a training that was killed goes on as if it had
-    not been. It is a folder that its last file, ``state.json``, makes valid.
+    A checkpoint is one file with all that a training changes, so that one that
+    was killed goes on as if it had not been. The chief of several workers
+    writes it, whenever it likes to, since all of them hold the same; it reads
+    it, too, and hands it to the others.
 
     Attributes:
       phase: Index of the phase to go on with.
@@ -36,7 +36,7 @@ class Checkpointer(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder: str,
+        path: str,
         *,
         monitor: str | None,
         patience: int,
@@ -45,13 +45,13 @@ class Checkpointer(keras.callbacks.Callback):
         """Makes the callback.
 
         Args:
-          folder: Where checkpoints go, the same for every try of a training.
+          path: The checkpoint, the same for every try of a training.
           monitor: The log to minimise; None keeps the last weights.
           patience: Epochs without a new minimum before stopping; 0 never stops.
           min_seconds: Time between two checkpoints.
         """
         super().__init__()
-        self._folder = folder
+        self._path = path
         self._monitor = monitor
         self._patience = patience
         self._min_seconds = min_seconds
@@ -59,25 +59,31 @@ class Checkpointer(keras.callbacks.Callback):
         self._best: float | None = None
         self._waited = 0
         self._best_weights: list[np.ndarray] | None = None
+        self._restored: list[np.ndarray] | None = None
         self._watching = False
         self.phase = 0
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
 
-    def restore_progress(self) -> None:
-        """Reads where an interrupted training stood, if there was one."""
-        newest = self._newest()
-        if newest is None:
+    def restore_progress(self, distribution: tf.distribute.Strategy) -> None:
+        """Reads where an interrupted training stood, if there was one; every worker has to."""
+        content = b""
+        if strategy.is_chief() and tf.io.gfile.exists(self._path):
+            with tf.io.gfile.GFile(self._path, "rb") as f:
+                content = f.read()
+        content = strategy.of_chief(distribution, content)
+        if not content:
             return
-        with tf.io.gfile.GFile(os.path.join(newest, _STATE)) as f:
-            state = json.load(f)
-        self.phase, self.epoch = state["phase"], state["epoch"]
-        self._best, self._waited = state["best"], state["waited"]
-        self.history = state["history"]
-        best = os.path.join(newest, _BEST)
-        if tf.io.gfile.exists(best):
-            with tf.io.gfile.GFile(best, "rb") as f, np.load(io.BytesIO(f.read())) as saved:
-                self._best_weights = [saved[key] for key in saved.files]
+        with np.load(io.BytesIO(content)) as saved:
+            progress = json.loads(str(saved[_PROGRESS]))
+            arrays = {
+                kind: [saved[name] for name in saved.files if name.startswith(f"{kind} ")]
+                for kind in (_STATE, _BEST)
+            }
+        self.phase, self.epoch = progress["phase"], progress["epoch"]
+        self._best, self._waited = progress["best"], progress["waited"]
+        self.history = progress["history"]
+        self._restored, self._best_weights = arrays[_STATE], arrays[_BEST] or None
         _logger.info("resuming from phase %d, epoch %d", self.phase, self.epoch)
 
     def begin_phase(self, phase: int, *, last: bool) -> None:
@@ -89,12 +95,12 @@ class Checkpointer(keras.callbacks.Callback):
           last: Whether it is the last.
         """
         self._watching = last and self._monitor is not None
-        if phase == self.phase and (newest := self._newest()) is not None:
-            checkpoint = tf.train.Checkpoint(model=self.model)
-            # Optimizer slots are made by the first step and then filled.
-            checkpoint.read(os.path.join(newest, _WEIGHTS)).expect_partial()
-        elif phase != self.phase:
+        if phase != self.phase:
             self.phase, self.epoch = phase, 0
+        elif self._restored is not None:
+            for variable, value in zip(self.model.state(), self._restored, strict=True):
+                variable.assign(value)
+            self._restored = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Judges the epoch, stops where patience has run out, and saves now and then."""
@@ -116,7 +122,7 @@ class Checkpointer(keras.callbacks.Callback):
                 self._waited += 1
                 if self._patience and self._waited >= self._patience:
                     self.model.stop_training = True
-        if time.monotonic() - self._saved_at >= self._min_seconds:
+        if strategy.is_chief() and time.monotonic() - self._saved_at >= self._min_seconds:
             self.save()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -130,42 +136,30 @@ class Checkpointer(keras.callbacks.Callback):
         return bool(self._watching and self._patience and self._waited >= self._patience)
 
     def save(self) -> None:
-        """Writes a checkpoint and removes the ones before it."""
-        folder = os.path.join(self._folder, f"{self.phase:03d}-{self.epoch:06d}")
-        tf.io.gfile.makedirs(folder)
-        tf.train.Checkpoint(model=self.model).write(os.path.join(folder, _WEIGHTS))
-        if self._best_weights is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, *self._best_weights)
-            with tf.io.gfile.GFile(os.path.join(folder, _BEST), "wb") as f:
-                f.write(buffer.getvalue())
-        state = {
+        """Writes a checkpoint in the place of the one before it."""
+        progress = {
             "phase": self.phase,
             "epoch": self.epoch,
             "best": self._best,
             "waited": self._waited,
             "history": self.history,
         }
-        partial = os.path.join(folder, _STATE + ".partial")
-        with tf.io.gfile.GFile(partial, "w") as f:
-            json.dump(state, f)
-        tf.io.gfile.rename(partial, os.path.join(folder, _STATE), overwrite=True)
-        for other in self._folders():
-            if other != folder:
-                tf.io.gfile.rmtree(other)
+        state = [variable.numpy() for variable in self.model.state()]
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            **{_PROGRESS: np.array(json.dumps(progress))},
+            **{f"{_STATE} {i}": value for i, value in enumerate(state)},
+            **{f"{_BEST} {i}": value for i, value in enumerate(self._best_weights or ())},
+        )
+        tf.io.gfile.makedirs(os.path.dirname(self._path))
+        partial = self._path + ".partial"
+        with tf.io.gfile.GFile(partial, "wb") as f:
+            f.write(buffer.getvalue())
+        tf.io.gfile.rename(partial, self._path, overwrite=True)
         self._saved_at = time.monotonic()
 
     def discard(self) -> None:
-        """Removes all checkpoints: the training is done and exported."""
-        if tf.io.gfile.exists(self._folder):
-            tf.io.gfile.rmtree(self._folder)
-
-    def _folders(self) -> list[str]:
-        if not tf.io.gfile.exists(self._folder):
-            return []
-        names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(self._folder))
-        return [os.path.join(self._folder, name) for name in names]
-
-    def _newest(self) -> str | None:
-        valid = [f for f in self._folders() if tf.io.gfile.exists(os.path.join(f, _STATE))]
-        return valid[-1] if valid else None
+        """Removes the checkpoint: the training is done and exported."""
+        if tf.io.gfile.exists(self._path):
+            tf.io.gfile.remove(self._path)

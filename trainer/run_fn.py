@@ -1,9 +1,13 @@
 """The Trainer component's entry point: data, model, strategy, fit, export.
 
 TFX calls :func:`run_fn`, which trains a :class:`~trainer.job.TrainingJob`. A
-multi-worker training runs it in processes of its own (``python -m
-trainer.run_fn JOB.json``), because TensorFlow wants that strategy made before
-anything else.
+training of several workers runs in processes of their own, of which this module
+is the main program::
+
+    python -m trainer.run_fn [JOB.json [REASON]]
+
+``TF_CONFIG`` says which worker it is. Only the chief needs the job; it tells the
+others. Why it failed is the last line on stderr, and what the file REASON holds.
 """
 
 from __future__ import annotations
@@ -15,24 +19,35 @@ import itertools
 import json
 import logging
 import os
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainer import data, monitoring, signatures, strategy, warm_start
+from serving import quiet
+from serving.errors import Error
+from trainer import data, monitoring, processes, signatures, strategy, warm_start
 from trainer.checkpoint import Checkpointer
 from trainer.job import CustomConfig, TrainingJob
 from trainer.models import build_model
 from trainer.models.base import Autoencoder, per_image_mse
 from trainer.models.keras_api import keras
 
+_logger = logging.getLogger(__name__)
+
 TRAINING_FILE = "training.json"
+# What TensorFlow raises where another worker died, hangs or was started anew.
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
 
 
 def run_fn(fn_args: Any) -> None:
@@ -56,33 +71,29 @@ def run_fn(fn_args: Any) -> None:
         module, _, function = config.workers["launcher"].partition(":")
         getattr(importlib.import_module(module), function)(job, config.workers)
     elif job.options.strategy == "multi_worker":
-        _train_in_own_process(job)
+        processes.run(job)
     else:
         train(job)
 
 
-def train(job: TrainingJob) -> None:
-    """Trains and exports; every worker of a multi-worker training calls it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        chief = strategy.is_chief()
-        # Every worker writes its part of a checkpoint; only the chief's counts.
-        own = job if chief else job.replaced(checkpoint_root=scratch, log_dir=scratch)
-        prepared = _prepare(own)
-        fitted = _fit(own, prepared)
-        if chief:
-            _export(own, prepared, fitted)
-            fitted.checkpoints.discard()
+def train(job: TrainingJob | None) -> None:
+    """Trains and exports; every worker of a multi-worker training calls it.
 
-
-def train_only(job: TrainingJob) -> list[dict[str, float]]:
-    """Trains without exporting anything.
-
-    Returns:
-      The logs of every epoch.
+    Args:
+      job: Of the chief, the other workers' does not matter. Without a
+        ``model_dir``, nothing is left of it but ``training.json``.
     """
-    fitted = _fit(job, _prepare(job))
-    fitted.checkpoints.discard()
-    return fitted.checkpoints.history
+    distribution = strategy.make_strategy(job.options.strategy if job else "multi_worker")
+    own = job.to_json().encode() if job else b""
+    job = TrainingJob.from_json(strategy.of_chief(distribution, own).decode())
+    prepared = _prepare(job, distribution)
+    fitted = _fit(job, prepared)
+    if strategy.is_chief():
+        exported = _export(job, prepared) if job.model_dir else {}
+        _summarize(job, fitted, exported)
+        fitted.checkpoints.discard()
+    # No worker says that all is well before the model is there.
+    strategy.of_chief(distribution, b"")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +120,9 @@ class _Prepared:
     distribution: tf.distribute.Strategy
 
 
-def _prepare(job: TrainingJob) -> _Prepared:
-    """Data, model and strategy."""
+def _prepare(job: TrainingJob, distribution: tf.distribute.Strategy) -> _Prepared:
+    """Data and model."""
     options = job.options
-    distribution = strategy.make_strategy(options.strategy)
     strategy.set_precision(options.mixed_precision)
     keras.utils.set_random_seed(options.seed)
     preprocess = data.Preprocessor(job.transform_savedmodel)
@@ -169,12 +179,13 @@ def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
         # What comes before the model as a whole is trained is in its weights already.
         phases = tuple(itertools.dropwhile(lambda phase: not phase.main, phases))
     checkpoints = Checkpointer(
-        os.path.join(job.checkpoint_root, job.digest()),
+        # Another number of replicas takes other steps: it starts anew.
+        os.path.join(job.checkpoint_root, f"{job.digest()}-{replicas}.npz"),
         monitor=model.monitor,
         patience=options.patience,
     )
     checkpoints.set_model(model)
-    checkpoints.restore_progress()
+    checkpoints.restore_progress(distribution)
     validation = data.evaluation_batches(prepared.validation, prepared.preprocess)
     pictures = next(iter(validation))[0]
     started = time.monotonic()
@@ -203,7 +214,13 @@ def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
             epochs=before + phase.epochs,
         )
         progress = monitoring.ProgressLog(phase.epochs, steps)
-        log_dir = os.path.join(job.log_dir, phase.name)
+        callbacks = [checkpoints, progress]
+        if strategy.is_chief():
+            log_dir = os.path.join(job.log_dir, phase.name)
+            callbacks += [
+                monitoring.tensorboard(log_dir),
+                monitoring.Pictures(os.path.join(log_dir, "pictures"), pictures),
+            ]
         model.fit(
             distribution.distribute_datasets_from_function(
                 lambda context, batches=batches: batches(context=context)
@@ -212,21 +229,16 @@ def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
             initial_epoch=checkpoints.epoch,
             steps_per_epoch=steps,
             validation_data=validation,
-            callbacks=[
-                checkpoints,
-                progress,
-                monitoring.tensorboard(log_dir),
-                monitoring.Pictures(os.path.join(log_dir, "pictures"), pictures),
-            ],
+            callbacks=callbacks,
             verbose=0,
         )
         epoch_seconds += progress.epoch_seconds
     return _Fitted(checkpoints, time.monotonic() - started, epoch_seconds)
 
 
-def _export(job: TrainingJob, prepared: _Prepared, fitted: _Fitted) -> None:
-    """Writes the SavedModel and ``training.json``."""
-    options, history = job.options, fitted.checkpoints.history
+def _export(job: TrainingJob, prepared: _Prepared) -> dict[str, Any]:
+    """Writes the SavedModel and returns what its metadata say beyond its form."""
+    options = job.options
     # A model of its own, outside the strategy: plain variables, nothing left of
     # the training.
     strategy.set_precision(False)
@@ -246,16 +258,28 @@ def _export(job: TrainingJob, prepared: _Prepared, fitted: _Fitted) -> None:
     served = signatures.ServedAutoencoder(model, prepared.preprocess, threshold)
     signatures.export(served, job.model.spec, job.model_dir, facts=facts)
     warm_start.save(model, job.model.name, job.model_dir)
+    return {"anomaly_threshold": threshold, **facts}
+
+
+def _summarize(job: TrainingJob, fitted: _Fitted, exported: dict[str, Any]) -> None:
+    """Writes ``training.json``."""
+    logs = fitted.checkpoints.history
     summary = {
         "seconds": fitted.seconds,
         "epoch_seconds": fitted.epoch_seconds,
-        "epochs": len(history),
-        "history": history,
-        "anomaly_threshold": threshold,
-        **facts,
+        "epochs": len(logs),
+        "history": logs,
+        **exported,
     }
+    tf.io.gfile.makedirs(job.log_dir)
     with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE), "w") as f:
         json.dump(summary, f, indent=2)
+
+
+def history(job: TrainingJob) -> list[dict[str, float]]:
+    """The logs of every epoch of a training that is done."""
+    with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE)) as f:
+        return json.load(f)["history"]
 
 
 def anomaly_threshold(
@@ -268,19 +292,37 @@ def anomaly_threshold(
     return float(np.quantile(errors, quantile))
 
 
-def _train_in_own_process(job: TrainingJob) -> None:
-    """Trains as one worker of several; ``TF_CONFIG`` says which."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
-        f.write(job.to_json())
-        f.flush()
-        result = subprocess.run([sys.executable, "-m", "trainer.run_fn", f.name], check=False)
-    if result.returncode:
-        raise RuntimeError(
-            f"the multi-worker training failed (exit code {result.returncode}); its log is above"
-        )
+def main(argv: Sequence[str]) -> None:
+    """Trains in this process, which ends with it; see the module."""
+    logging.basicConfig(level=logging.INFO)
+    quiet.settle_environment()
+    code = 0
+    try:
+        job = None
+        if argv:
+            with tf.io.gfile.GFile(argv[0]) as job_file:
+                job = TrainingJob.from_json(job_file.read())
+        train(job)
+    except Exception as e:
+        _logger.exception("the training failed")
+        code = e.exit_code if isinstance(e, Error) else 1
+        reason = " ".join(str(e).split()) or type(e).__name__
+        if os.environ.get("TF_CONFIG") and isinstance(e, _LOST):
+            code = processes.EXIT_LOST
+            reason = (
+                "another worker is gone or does not answer; start all of them again: the training "
+                "goes on from its last checkpoint"
+            )
+        if argv[1:]:
+            with open(argv[1], "w", encoding="utf-8") as f:
+                f.write(reason[:500])
+        print(f"mnist-ae: error: {reason[:500]}", file=sys.stderr)
+    # TensorFlow's own end waits for workers that may be gone.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
-    with tf.io.gfile.GFile(sys.argv[1]) as job_file:
-        train(TrainingJob.from_json(job_file.read()))
+    main(sys.argv[1:])

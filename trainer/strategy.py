@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.job import StrategyName
 from trainer.models.keras_api import keras
-
-_logger = logging.getLogger(__name__)
 
 
 def make_strategy(name: StrategyName) -> tf.distribute.Strategy:
@@ -27,7 +25,6 @@ def make_strategy(name: StrategyName) -> tf.distribute.Strategy:
       ValueError: ``multi_worker`` without ``TF_CONFIG``.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    _grow_memory(gpus)
     if name == "none" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
     if name in ("auto", "mirrored"):
@@ -44,9 +41,32 @@ def make_strategy(name: StrategyName) -> tf.distribute.Strategy:
 
 
 def is_chief() -> bool:
-    """True in the process that writes the outputs: the first worker, or the only one."""
-    task = json.loads(os.environ.get("TF_CONFIG") or "{}").get("task", {})
-    return task.get("type", "chief") == "chief" or task.get("index", 0) == 0
+    """True in the one process that writes, the chief or else the first worker, as in TensorFlow."""
+    config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+    task = config.get("task", {"type": "chief"})
+    if task["type"] == "chief" or "chief" in config.get("cluster", {}):
+        return task["type"] == "chief"
+    return int(task["index"]) == 0
+
+
+def of_chief(distribution: tf.distribute.Strategy, content: bytes) -> bytes:
+    """What the chief of a multi-worker training calls this with; every worker has to.
+
+    Args:
+      distribution: The training's strategy; one without workers gives ``content`` back.
+      content: Of the chief; the others' does not matter.
+    """
+    if not isinstance(distribution, tf.distribute.MultiWorkerMirroredStrategy):
+        return content
+    # A variable of this strategy starts with the chief's value on every worker.
+    with distribution.scope():
+        size = int(tf.Variable(len(content), dtype=tf.int64).numpy())
+        # At least one word: TensorFlow 2.16 crashes when it broadcasts none.
+        padded = np.zeros((size // 8 + 1) * 8, np.uint8)
+        if is_chief():
+            padded[:size] = np.frombuffer(content, np.uint8)
+        received = tf.Variable(padded.view(np.int64)).numpy()
+    return received.tobytes()[:size]
 
 
 def set_precision(mixed: bool) -> None:
@@ -60,12 +80,3 @@ def set_precision(mixed: bool) -> None:
         gpu = bool(tf.config.list_physical_devices("GPU"))
         policy = "mixed_float16" if gpu else "mixed_bfloat16"
     keras.mixed_precision.set_global_policy(policy)
-
-
-def _grow_memory(gpus: list) -> None:
-    for gpu in gpus:
-        try:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        except RuntimeError:
-            # The GPU is in use already, in this very process.
-            _logger.debug("memory growth of %s was decided before", gpu.name)

@@ -1,20 +1,27 @@
 """The Tuner component's entry point: KerasTuner over a model's search space.
 
-Every trial is a training like the Trainer's, without export, judged by the best
-validation MSE of its epochs. The values that win reach the Trainer as TFX's
-HyperParameters artifact.
+Every trial is a training like the Trainer's, without export, in a process of
+its own, judged by the best validation MSE of its epochs; there are as many at a
+time as there are GPUs. Workers on other machines take no part. The values that
+win reach the Trainer as TFX's HyperParameters artifact.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
 import json
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras_tuner
+from keras_tuner.engine.base_tuner import BaseTuner
+from keras_tuner.engine.trial import TrialStatus
 
-from trainer import run_fn, warm_start
+from trainer import processes, run_fn, warm_start
 from trainer.job import LEARNING_RATE, CustomConfig, TrainingJob
+from trainer.processes import TrainingError
 
 # Times the catalogue's learning rate.
 _RATE_RANGE = (0.3, 3.0)
@@ -24,15 +31,18 @@ _OBJECTIVE = "val_mse"
 class TunerFnResult(NamedTuple):
     """What TFX's Tuner wants back; as ``tfx.components.tuner``'s own."""
 
-    tuner: keras_tuner.Tuner
+    tuner: BaseTuner
     fit_kwargs: dict[str, Any]
 
 
-class TrainingTuner(keras_tuner.Tuner):
+class TrainingTuner(BaseTuner):
     """Random search whose trials are training jobs.
 
-    KerasTuner's own trials build Keras 3 models; overriding ``run_trial`` keeps
-    it to what it is good at, choosing and remembering.
+    KerasTuner's own trials build Keras 3 models; overriding ``search`` keeps it to
+    what it is good at, choosing and remembering.
+
+    Attributes:
+      job: What a trial starts from.
     """
 
     def __init__(self, job: TrainingJob, trials: int, directory: str):
@@ -43,7 +53,7 @@ class TrainingTuner(keras_tuner.Tuner):
           trials: How many to run.
           directory: Where KerasTuner keeps its books.
         """
-        self._job = job
+        self.job = job
         super().__init__(
             oracle=keras_tuner.oracles.RandomSearchOracle(
                 objective=keras_tuner.Objective(_OBJECTIVE, "min"),
@@ -58,12 +68,42 @@ class TrainingTuner(keras_tuner.Tuner):
             overwrite=True,
         )
 
-    def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Trains with the trial's values and returns the best validation MSE."""
-        place = os.path.join(self._job.log_dir, trial.trial_id)
-        job = self._job.tuned(trial.hyperparameters.values)
-        job = job.replaced(log_dir=place, checkpoint_root=place)
-        return {_OBJECTIVE: min(epoch["val_mse"] for epoch in run_fn.train_only(job))}
+    def search(self, *args: Any, **kwargs: Any) -> None:
+        """Runs all trials, as many at a time as there are GPUs."""
+        shares = processes.shares()
+        with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
+            while trials := list(itertools.islice(self._trials(), len(shares))):
+                errors = pool.map(self._try, trials, shares)
+                # KerasTuner's oracle is for one thread.
+                for trial, error in zip(trials, errors):
+                    if error is None:
+                        best = min(epoch["val_mse"] for epoch in run_fn.history(self._job(trial)))
+                        self.oracle.update_trial(trial.trial_id, {_OBJECTIVE: best})
+                        trial.status = TrialStatus.COMPLETED
+                    else:
+                        trial.status, trial.message = TrialStatus.INVALID, str(error)
+                    self.on_trial_end(trial)
+
+    def _trials(self) -> Iterator[Any]:
+        for number in itertools.count():
+            # Whoever asks under the same name is given the same trial until it has ended.
+            trial = self.oracle.create_trial(f"{self.tuner_id}-{number}")
+            if trial.status == TrialStatus.STOPPED:
+                return
+            yield trial
+
+    def _job(self, trial: Any) -> TrainingJob:
+        """What is trained in a trial."""
+        place = os.path.join(self.job.log_dir, trial.trial_id)
+        job = self.job.tuned(trial.hyperparameters.values)
+        return job.replaced(log_dir=place, checkpoint_root=place)
+
+    def _try(self, trial: Any, devices: Mapping[str, str]) -> TrainingError | None:
+        try:
+            processes.run(self._job(trial), [{**devices, "TF_CONFIG": ""}])
+        except TrainingError as error:
+            return error
+        return None
 
     def load_model(self, trial: Any) -> None:
         """Nothing is kept of a trial but its values."""
@@ -102,5 +142,8 @@ def tuner_fn(fn_args: Any) -> TunerFnResult:
         base_model=fn_args.base_model or "",
     )
     job = warm_start.with_trained_form(job)
-    job = job.replaced(options=job.options.replaced(epochs=config.tuner.epochs), facts={})
+    options = job.options.replaced(epochs=config.tuner.epochs)
+    if options.strategy == "multi_worker":
+        options = options.replaced(strategy="auto")
+    job = job.replaced(options=options, facts={})
     return TunerFnResult(TrainingTuner(job, config.tuner.trials, fn_args.working_dir), {})

@@ -14,6 +14,7 @@ from pipeline.commands import options
 from pipeline.commands.group import command
 from pipeline.commands.options import flag
 from pipeline.errors import UserError
+from serving import quiet
 from serving.errors import Error
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _run_locked(
     run_id = new_run_id()
     started(run_id)
     log_path = os.path.join(os.path.abspath(config.root), "logs", f"{run_id}.log")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    quiet.settle_environment()
     with console.quiet_streams(log_path, verbose) as (out, err):
         with console.RunDisplay(err) as display:
             display.line(f"{config.model.name} on {console.describe_dataset(dataset)}")

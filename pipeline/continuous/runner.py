@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.continuous import spans, state
 from pipeline.errors import BusyError, UserError
-from serving import files
+from serving import files, quiet
 from serving.errors import Error
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def main(path: str) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    quiet.settle_environment()
     del sys.argv[1:]
     job = RunnerJob.read(path)
     from pipeline import config as config_lib

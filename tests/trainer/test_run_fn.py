@@ -1,21 +1,14 @@
 """Whole trainings: resumed, repeated, distributed, exported."""
 
-import json
 import os
 import subprocess
 import sys
 
 import numpy as np
-import portpicker
 import pytest
 import tensorflow as tf
 
 from trainer import checkpoint, data, monitoring, run_fn
-
-
-def history(job):
-    with open(os.path.join(job.log_dir, run_fn.TRAINING_FILE)) as f:
-        return json.load(f)["history"]
 
 
 def served(job):
@@ -52,8 +45,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(make_job, monkeyp
     monkeypatch.setattr(monitoring.ProgressLog, "on_epoch_begin", report)
     run_fn.train(interrupted)
 
-    assert len(history(interrupted)) == len(history(whole))
-    for ours, theirs in zip(history(interrupted), history(whole)):
+    assert len(run_fn.history(interrupted)) == len(run_fn.history(whole))
+    for ours, theirs in zip(run_fn.history(interrupted), run_fn.history(whole)):
         assert ours == pytest.approx(theirs, rel=1e-5)
     np.testing.assert_allclose(
         served(interrupted)["reconstruction"], served(whole)["reconstruction"], atol=1e-5
@@ -66,7 +59,7 @@ def test_the_same_configuration_gives_the_same_loss_and_another_seed_another(mak
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         job = make_job("simple", name, seed=seed)
         run_fn.train(job)
-        losses.append(history(job)[-1]["loss"])
+        losses.append(run_fn.history(job)[-1]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=5e-4)
     assert losses[0] != pytest.approx(losses[2], abs=1e-6)
 
@@ -75,7 +68,7 @@ def test_a_streamed_training_learns_as_much(make_job):
     in_memory, streamed = make_job(name="memory"), make_job(name="streamed", streaming=True)
     for job in (in_memory, streamed):
         run_fn.train(job)
-    losses = [history(job)[-1]["loss"] for job in (in_memory, streamed)]
+    losses = [run_fn.history(job)[-1]["loss"] for job in (in_memory, streamed)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
@@ -83,7 +76,7 @@ def test_the_best_weights_are_exported_and_patience_ends_the_training(make_job):
     # A rate at which the loss soon rises again.
     job = make_job("simple", epochs=40, learning_rate=0.3, patience=3)
     run_fn.train(job)
-    losses = [epoch["val_loss"] for epoch in history(job)]
+    losses = [epoch["val_loss"] for epoch in run_fn.history(job)]
     assert len(losses) < 40
     assert np.argmin(losses) == len(losses) - 4
     assert losses[-1] > min(losses)
@@ -105,7 +98,7 @@ def test_a_divergence_is_said_and_nothing_is_exported(make_job, monkeypatch):
 def test_stacked_trains_without_a_label(make_job):
     job = make_job("stacked", hyperparameters={"labels": 0, "pretraining_epochs": 1}, epochs=1)
     run_fn.train(job)
-    assert len(history(job)) == 3 + 1
+    assert len(run_fn.history(job)) == 3 + 1
     assert "classify" not in tf.saved_model.load(job.model_dir).signatures
 
 
@@ -126,7 +119,8 @@ def test_labels_beyond_the_budget_change_nothing(make_job, monkeypatch, model):
     logs = []
     for name in ("right", "wrong"):
         job = make_job(model, name, hyperparameters={"labels": 100, **few[model]}, epochs=1)
-        logs.append(run_fn.train_only(job))
+        run_fn.train(job)
+        logs.append(run_fn.history(job))
         monkeypatch.setattr(data, "split_validation", with_wrong_labels)
     assert logs[0] == logs[1]
 
@@ -150,40 +144,26 @@ def test_tensorboard_gets_scalars_pictures_and_histograms(make_job):
     assert {"reconstructions", "code"} <= set(pictures.Tags()["tensors"])
 
 
-def run_workers(jobs, environments):
-    """Runs each job in a process of its own and waits for all."""
-    processes = []
-    for job, environment in zip(jobs, environments):
-        path = os.path.join(os.path.dirname(job.model_dir), "job.json")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w") as f:
-            f.write(job.to_json())
-        command = [sys.executable, "-m", "trainer.run_fn", path]
-        if "LOGICAL_DEVICES" in environment:
-            command = [sys.executable, "-c", _ON_LOGICAL_DEVICES, path]
-        processes.append(
-            subprocess.Popen(
-                command,
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    outputs = [process.communicate()[0] for process in processes]
-    for process, output in zip(processes, outputs):
-        assert process.returncode == 0, output[-3000:]
+def run_on_devices(job, count):
+    """Trains in a process that has so many logical CPU devices."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_LOGICAL_DEVICES, job.to_json(), str(count)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 _ON_LOGICAL_DEVICES = """
-import os, sys
+import sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
-count = int(os.environ["LOGICAL_DEVICES"])
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+devices = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[2])
+tf.config.set_logical_device_configuration(cpu, devices)
 from trainer import run_fn
 from trainer.job import TrainingJob
-run_fn.train(TrainingJob.from_json(open(sys.argv[1]).read()))
+run_fn.train(TrainingJob.from_json(sys.argv[1]))
 """
 
 
@@ -192,13 +172,14 @@ def test_two_devices_train_like_one(make_job, model):
     one = make_job(model, "one", strategy="none", batch_size=128)
     run_fn.train(one)
     two = make_job(model, "two", strategy="mirrored", batch_size=64)
-    run_workers([two], [{"LOGICAL_DEVICES": "2"}])
-    for ours, theirs in zip(history(two), history(one)):
+    run_on_devices(two, 2)
+    for ours, theirs in zip(run_fn.history(two), run_fn.history(one)):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
     np.testing.assert_allclose(
         served(two)["reconstruction"], served(one)["reconstruction"], atol=2e-3
     )
+<<<<<<< Updated upstream
 
 
 @pytest.mark.slow
@@ -226,3 +207,5 @@ def test_two_workers_train_like_one(make_job):
         served(jobs[0])["reconstruction"], served(one)["reconstruction"], atol=2e-3
     )
     assert not os.path.exists(jobs[1].model_dir), "only the chief exports"
+=======
+>>>>>>> Stashed changes

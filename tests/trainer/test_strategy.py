@@ -24,19 +24,25 @@ def test_several_workers_have_to_know_each_other(monkeypatch):
         strategy.make_strategy("multi_worker")
 
 
+TWO = {"worker": ["a:1", "b:1"]}
+WITH_CHIEF = {"chief": ["a:1"], "worker": ["b:1"]}
+
+
 @pytest.mark.parametrize(
-    "task, chief",
+    "cluster, task, chief",
     [
-        (None, True),
-        ({"type": "worker", "index": 0}, True),
-        ({"type": "worker", "index": 1}, False),
-        ({"type": "chief", "index": 0}, True),
+        (None, None, True),
+        (TWO, ("worker", 0), True),
+        (TWO, ("worker", 1), False),
+        (WITH_CHIEF, ("chief", 0), True),
+        (WITH_CHIEF, ("worker", 0), False),
     ],
 )
-def test_one_process_writes(monkeypatch, task, chief):
+def test_one_process_writes(monkeypatch, cluster, task, chief):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if task is not None:
-        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {}, "task": task}))
+        config = {"cluster": cluster, "task": {"type": task[0], "index": task[1]}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     assert strategy.is_chief() == chief
 
 

@@ -1,9 +1,10 @@
 import json
+import threading
 
 import pytest
 
 from serving import contract
-from trainer import run_fn, tuner_fn
+from trainer import processes, run_fn, tuner_fn
 from trainer.models import get_model_spec
 
 
@@ -13,7 +14,7 @@ class FnArgs:
         self.custom_config = {
             "model": job.model.model_dump(mode="json"),
             "options": {**job.options.model_dump(), "epochs": 50},
-            "tuner": {"trials": 3, "epochs": 2},
+            "tuner": {"trials": 2, "epochs": 2},
         }
         self.train_files = list(job.train_files)
         self.transform_graph_path = job.transform_savedmodel.removesuffix("/transform_fn")
@@ -23,20 +24,19 @@ class FnArgs:
 def test_the_best_of_the_trials_wins_and_reaches_the_training(make_job, tmp_path, monkeypatch):
     job = make_job("simple")
     tried = []
-    original = run_fn.train_only
+    original = processes.run
 
-    def remembered(trial):
-        logs = original(trial)
-        tried.append((min(epoch["val_mse"] for epoch in logs), trial))
-        return logs
+    def remembered(trial, environments):
+        original(trial, environments)
+        tried.append((min(epoch["val_mse"] for epoch in run_fn.history(trial)), trial))
 
-    monkeypatch.setattr(run_fn, "train_only", remembered)
+    monkeypatch.setattr(processes, "run", remembered)
     result = tuner_fn.tuner_fn(FnArgs(job, tmp_path / "work"))
     result.tuner.search(**result.fit_kwargs)
 
-    assert len(tried) == 3
+    assert len(tried) == 2
     assert all(trial.options.epochs == 2 for _, trial in tried)
-    assert len({trial.options.learning_rate for _, trial in tried}) == 3
+    assert len({trial.options.learning_rate for _, trial in tried}) == 2
     best = result.tuner.get_best_hyperparameters()[0].get_config()
     winner = min(tried, key=lambda item: item[0])[1]
     tuned = job.tuned(json.loads(json.dumps(best))["values"])
@@ -66,6 +66,28 @@ def test_from_a_trained_model_only_the_learning_rate_is_searched(make_job, tmp_p
     assert facts["hyperparameters"][name] == other
     assert facts["warm_start"]["restored"] > 0
     assert facts["training"]["learning_rate"] == best["values"][tuner_fn.LEARNING_RATE]
+
+
+def test_there_are_as_many_trials_at_a_time_as_gpus(make_job, tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
+    devices = set()
+
+    def run(job, environments):
+        devices.add(environments[0]["CUDA_VISIBLE_DEVICES"])
+        both.wait()
+
+    share = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setattr(processes, "shares", lambda: share)
+    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(run_fn, "history", lambda job: [{"val_mse": 0.1}])
+    result = tuner_fn.tuner_fn(FnArgs(make_job("simple"), tmp_path / "work"))
+    result.tuner.search(**result.fit_kwargs)
+    assert devices == {"0", "1"}
+
+
+def test_trials_of_a_training_with_several_workers_take_this_machine(make_job, tmp_path):
+    job = make_job("simple", strategy="multi_worker")
+    assert tuner_fn.tuner_fn(FnArgs(job, tmp_path)).tuner.job.options.strategy == "auto"
 
 
 @pytest.mark.parametrize("model", ["best", "deep", "conv", "vae"])

@@ -288,6 +288,12 @@ class Autoencoder(keras.Model):
         running = {id(variable) for metric in self.metrics for variable in metric.variables}
         return [weight for weight in super().weights if id(weight) not in running]
 
+    def state(self) -> list[tf.Variable]:
+        """All that a compiled model's training changes: weights and what optimizers keep."""
+        running = {id(variable) for metric in self.metrics for variable in metric.variables}
+        found = tf.train.TrackableView(self).descendants()
+        return [v for v in found if isinstance(v, tf.Variable) and id(v) not in running]
+
     def track(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Adds a batch to the running means and returns them."""
         for name, value in terms.items():
