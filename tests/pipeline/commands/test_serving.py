@@ -120,3 +120,37 @@ def test_a_backend_that_dies_is_an_error(
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     clear(3, run("serve", "--backend", "binary", "--port", "1"), "ended by itself with code 7")
+
+
+def test_a_rollout_and_a_server_that_goes_another_way(run: Run, tmp_path: pathlib.Path) -> None:
+    """No deployment of ours: its server reads no file, and hears of orders by request only."""
+    from serving.standin.server import EmbeddedServer
+    from serving.standin.settings import ModelSettings, ServerOptions
+    from tests.serving import models
+
+    folder = tmp_path / "serving" / "m"
+    for version in (10, 20):
+        models.write_conformance(folder, version)
+    named = ("--root", tmp_path, "--model", "m")
+    options = ServerOptions(
+        {"m": ModelSettings("m", str(folder))}, port=0, rest_port=None, poll_interval=0.05
+    )
+    with EmbeddedServer(options) as server:
+        live = (*named, "--target", server.address)
+        code, out, _ = run("rollout", "list", *live)
+        assert code == 0 and "no labels yet" in out
+        code, out, err = run("rollout", "canary", 10, *live)
+        assert (code, err) == (0, "") and "m: stable 20, canary 10" in out
+        code, out, _ = run("rollout", "list", *live)
+        assert code == 0 and "10  canary, AVAILABLE" in out and "20  stable, AVAILABLE" in out
+        assert run("rollout", "promote", *named)[0] == 0  # in the file alone
+        code, out, _ = run("rollout", "list", *live)
+        assert code == 1
+        file = locate.config_path(tmp_path)
+        assert f"{server.address} does not follow {file}: " in out
+        assert "stable is 20, not 10" in out or "previous is no version, not 20" in out
+        assert run("rollout", "rollback", *live)[0] == 0
+        assert run("rollout", "list", *live)[0] == 0
+        before = file.read_text()
+    clear(3, run("rollout", "canary", 10, *live), "no server answers", server.address)
+    assert file.read_text() == before
