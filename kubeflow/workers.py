@@ -172,48 +172,12 @@ def _name(job: TrainingJob) -> str:
     return f"mnist-ae-train-{job.digest()[:12]}-{tail}"
 
 
-<<<<<<< Updated upstream
-def _run_here(job_file: str, count: int) -> None:
+def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for free in sockets:
             free.bind(("localhost", 0))
-        hosts = ",".join(f"localhost:{free.getsockname()[1]}" for free in sockets)
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-        processes = []
-        for index, log in enumerate(logs):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kubeflow.workers", job_file],
-                env={**os.environ, HOSTS: hosts, INDEX: str(index)},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            processes.append(process)
-        codes: list[int | None] = [None]
-        while None in codes:
-            codes = [process.poll() for process in processes]
-            for index, code in enumerate(codes):
-                if code:
-                    logs[index].seek(0)
-                    lines = logs[index].read().decode(errors="replace").strip().splitlines()
-                    raise RuntimeError(
-                        f"worker {index} of {count} failed: {(lines or ['no output'])[-1][:500]}"
-                    )
-            time.sleep(0.1)
-=======
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("localhost", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
->>>>>>> Stashed changes
+        return [free.getsockname()[1] for free in sockets]
 
 
 def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:

@@ -179,33 +179,3 @@ def test_two_devices_train_like_one(make_job, model):
     np.testing.assert_allclose(
         served(two)["reconstruction"], served(one)["reconstruction"], atol=2e-3
     )
-<<<<<<< Updated upstream
-
-
-@pytest.mark.slow
-def test_two_workers_train_like_one(make_job):
-    one = make_job("simple", "one", strategy="none", batch_size=128)
-    run_fn.train(one)
-    hosts = [f"localhost:{portpicker.pick_unused_port()}" for _ in range(2)]
-    jobs = [
-        make_job("simple", f"worker-{i}", strategy="multi_worker", batch_size=64) for i in range(2)
-    ]
-    run_workers(
-        jobs,
-        [
-            {
-                "TF_CONFIG": json.dumps(
-                    {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
-                )
-            }
-            for i in range(2)
-        ],
-    )
-    for ours, theirs in zip(history(jobs[0]), history(one)):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    np.testing.assert_allclose(
-        served(jobs[0])["reconstruction"], served(one)["reconstruction"], atol=2e-3
-    )
-    assert not os.path.exists(jobs[1].model_dir), "only the chief exports"
-=======
->>>>>>> Stashed changes
