@@ -29,23 +29,19 @@ class Column:
     descending: bool = False
 
 
-def _fixed(digits: int) -> Callable[[float], str]:
-    return lambda value: f"{value:,.{digits}f}"
-
-
 COLUMNS = (
-    Column("mse", "MSE", _fixed(5)),
-    Column("bce", "BCE", _fixed(4)),
-    Column("worst_mse", "worst digit", _fixed(5)),
-    Column("code_size", "code", _fixed(0)),
-    Column("bits_per_pixel", "bits/pixel", _fixed(2)),
-    Column("parameters", "parameters", _fixed(0)),
-    Column("training_seconds", "training s", _fixed(1)),
+    Column("mse", "MSE", "{:,.5f}".format),
+    Column("bce", "BCE", "{:,.4f}".format),
+    Column("worst_mse", "worst digit", "{:,.5f}".format),
+    Column("code_size", "code", "{:,.0f}".format),
+    Column("bits_per_pixel", "bits/pixel", "{:,.2f}".format),
+    Column("parameters", "parameters", "{:,.0f}".format),
+    Column("training_seconds", "training s", "{:,.1f}".format),
     Column("model_bytes", "model kB", lambda value: f"{value / 1e3:,.0f}"),
-    Column("latency_ms", "latency ms", _fixed(1)),
-    Column("auroc", "AUROC", _fixed(4), descending=True),
-    Column("precision_at_10", "precision@10", _fixed(4), descending=True),
-    Column("knn_accuracy", "10-NN", _fixed(4), descending=True),
+    Column("latency_ms", "latency ms", "{:,.1f}".format),
+    Column("auroc", "AUROC", "{:,.4f}".format, descending=True),
+    Column("precision_at_10", "precision@10", "{:,.4f}".format, descending=True),
+    Column("knn_accuracy", "10-NN", "{:,.4f}".format, descending=True),
 )
 _WORDS = ("servable", "dataset")
 SORTABLE = (*_WORDS, *(column.key for column in COLUMNS))

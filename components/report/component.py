@@ -29,10 +29,11 @@ from components.mnist_example_gen import executor as example_gen
 from components.pca_reference import PcaReferenceArtifact, read_reference
 from components.report import page
 from components.report.blocks import Figure, Strips
-from components.report.material import ExportedModel, Material
+from components.report.material import Material
 from components.report.sections import build
 from components.report.summary import leaderboard_figures, versions
 from components.serving_validator import component as serving_validator
+from serving.client import ReconstructionClient
 from serving.uses.shards import read_metadata
 
 SUMMARY_FILE = "summary.json"
@@ -109,11 +110,12 @@ def RunReport(  # noqa: N802: components are named like classes
         "versions": versions(),
         "configuration": json.loads(configuration),
     }
+    model_client = ReconstructionClient.from_folder(model_path, model=servable)
     material = Material(
         summary=summary,
         metadata=metadata,
         training=training,
-        model=ExportedModel(model_path),
+        model=model_client,
         evaluation=read_split(index.uri, features.EVAL_SPLIT, *EXAMINED_COLUMNS),
         train=read_split(index.uri, features.TRAIN_SPLIT, *INDEXED_COLUMNS),
         held_out=read_split(index.uri, features.HELD_OUT_SPLIT, *EXAMINED_COLUMNS),
@@ -133,7 +135,8 @@ def RunReport(  # noqa: N802: components are named like classes
         page.Origin(name, artifact.type_name, artifact.id, artifact.uri)
         for name, artifact in inputs.items()
     ]
-    _write(report.uri, material, lineage)
+    with model_client:
+        _write(report.uri, material, lineage)
     figures = leaderboard_figures(summary)
     # ML Metadata keeps six decimals of a float in SQLite; text it keeps as it is.
     report.set_string_custom_property(FIGURES_PROPERTY, json.dumps(figures))

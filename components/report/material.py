@@ -6,54 +6,16 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from components import features
 from serving import contract
+from serving.client import ReconstructionClient
 from serving.images import to_bytes
-from serving.uses.shards import load_model
 
 Columns = dict[str, np.ndarray]
 
 # Images a row of examples.
 TEN = 10
-
-
-class ExportedModel:
-    """The exported model's signatures on arrays."""
-
-    def __init__(self, path: str):
-        """Takes the SavedModel at ``path``."""
-        self._signatures = load_model(path).signatures
-
-    def can(self, signature: str) -> bool:
-        """Whether it has a signature."""
-        return signature in self._signatures
-
-    @property
-    def decodes_labels(self) -> bool:
-        """Whether the decoder is told the digit."""
-        arguments = self._signatures[contract.DECODE].structured_input_signature[1]
-        return contract.LABEL in arguments
-
-    def reconstruct(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [n, 28, 28] to reconstructions of the same kind, and errors [n]."""
-        answer = self._signatures[contract.RECONSTRUCT](images=tf.constant(images))
-        shown = to_bytes(answer[contract.RECONSTRUCTION].numpy())
-        return shown, answer[contract.RECONSTRUCTION_ERROR].numpy()
-
-    def decode(self, codes: np.ndarray, digits: np.ndarray | None = None) -> np.ndarray:
-        """Codes [n, d], and digits [n] where it needs them, to images uint8 [n, 28, 28]."""
-        arguments = {contract.CODE: tf.constant(codes, tf.float32)}
-        if self.decodes_labels:
-            arguments[contract.LABEL] = tf.constant(digits, tf.int64)
-        answer = self._signatures[contract.DECODE](**arguments)
-        return to_bytes(answer[contract.RECONSTRUCTION].numpy())
-
-    def generate(self, seeds: np.ndarray) -> np.ndarray:
-        """Seeds int64 [n] to images uint8 [n, 28, 28]."""
-        answer = self._signatures[contract.GENERATE](seed=tf.constant(seeds, tf.int64))
-        return to_bytes(answer[contract.IMAGES].numpy())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +26,7 @@ class Material:
       summary: What ``summary.json`` holds; every figure shown is one of its.
       metadata: What the model says of itself.
       training: The Trainer's ``training.json``.
-      model: The exported model.
+      model: The exported model, in this process.
       evaluation: Columns of the index's eval split.
       train: Columns of its train split.
       held_out: Columns of its held-out split, {} without one.
@@ -73,10 +35,19 @@ class Material:
     summary: dict[str, Any]
     metadata: dict[str, Any]
     training: dict[str, Any]
-    model: ExportedModel
+    model: ReconstructionClient
     evaluation: Columns
     train: Columns
     held_out: Columns
+
+    def can(self, ability: str) -> bool:
+        """Whether the model has an ability, which is called as its signature."""
+        return ability in self.metadata["abilities"]
+
+    def reconstruct(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [n, 28, 28] to reconstructions of the same kind, and errors [n]."""
+        answer = self.model.reconstruct(images)
+        return to_bytes(answer.images), answer.error
 
     @property
     def metrics(self) -> dict[str, Any]:

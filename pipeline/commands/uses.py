@@ -53,21 +53,23 @@ def search(
     index = sorted(str(path) for path in (outputs.index / "Split-train").glob("*.parquet"))
     if not index:
         raise UserError(f"{outputs.index}: holds no index; run the same model again")
-    hits = search.search(str(outputs.model), index, queries, k)
+    hits, pictures = search.search(str(outputs.model), index, queries, k)
     if as_json:
-        found = [
-            {"image": name, "neighbours": [hit.as_dict() for hit in near]}
-            for name, near in zip(names, hits)
-        ]
-        print(json.dumps(found))
+        print(json.dumps([{"image": name, "neighbours": hit} for name, hit in zip(names, hits)]))
         return
     for name, near in zip(names, hits):
         print(f"{name}: nearest by the codes of {record.properties['servable']}")
         for rank, hit in enumerate(near, 1):
-            digit = "?" if hit.label is None else hit.label
-            print(f"  {rank:>3}  a {digit}  distance {hit.distance:9.4f}  training image {hit.row}")
+            digit = "?" if hit["label"] is None else hit["label"]
+            print(
+                f"  {rank:>3}  a {digit}  distance {hit['distance']:9.4f}  "
+                f"training image {hit['row']}"
+            )
     path = pathlib.Path(out) / "search.png"
-    search.write_sheet(path, queries[:_SHEET_LIMIT], hits[:_SHEET_LIMIT])
+    # A gap tells the question from the answers.
+    gap = np.full(queries.shape[1:], 96, np.uint8)
+    rows = [[query, gap, *found] for query, found in zip(queries[:_SHEET_LIMIT], pictures)]
+    images.write_sheet(path, rows)
     cut = f" (the first {_SHEET_LIMIT} queries)" if len(queries) > _SHEET_LIMIT else ""
     print(f"wrote {path}{cut}")
 

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from serving import contract, images
+from serving import contract
 from serving.client import ReconstructionClient
 from serving.uses.columns import IMAGE, LABEL, read_columns
 from serving.uses.neighbours import nearest
 
 
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """A training image that was found.
-
-    Attributes:
-      row: Its number in the training split.
-      label: Its digit, None where unknown.
-      distance: Euclidean, between the codes.
-      image: uint8 [28, 28].
-    """
-
-    row: int
-    label: int | None
-    distance: float
-    image: np.ndarray
-
-    def as_dict(self) -> dict:
-        """Without the image."""
-        return {"row": self.row, "label": self.label, "distance": round(self.distance, 6)}
-
-
 def search(
     model_path: str, index_paths: Sequence[str], queries: np.ndarray, k: int
-) -> list[list[Hit]]:
+) -> tuple[list[list[dict[str, Any]]], np.ndarray]:
     """The ``k`` nearest training images of each image, nearest first.
 
     Args:
@@ -46,28 +24,24 @@ def search(
         ``label`` and ``code``.
       queries: uint8 [n, 28, 28].
       k: How many; fewer where the training split has fewer.
+
+    Returns:
+      Of each query's hits the ``row`` in the training split, the ``label`` (None where
+      unknown) and the Euclidean ``distance`` between the codes; and their images, uint8
+      [n, k, 28, 28].
     """
     indexed = read_columns(index_paths, (IMAGE, LABEL, contract.CODE))
     with ReconstructionClient.from_folder(model_path) as client:
-        codes = client.encode(queries)
-    found = nearest(indexed[contract.CODE], codes, k)
-    return [
+        found, distances = nearest(indexed[contract.CODE], client.encode(queries), k)
+    hits = [
         [
-            Hit(
-                row=int(row),
-                label=int(label) if (label := indexed[LABEL][row]) >= 0 else None,
-                distance=float(distance),
-                image=indexed[IMAGE][row],
-            )
-            for row, distance in zip(rows, distances)
+            {
+                "row": int(row),
+                "label": int(label) if (label := indexed[LABEL][row]) >= 0 else None,
+                "distance": round(float(distance), 6),
+            }
+            for row, distance in zip(*of_query)
         ]
-        for rows, distances in zip(*found)
+        for of_query in zip(found, distances)
     ]
-
-
-def write_sheet(path: pathlib.Path, queries: np.ndarray, hits: Sequence[Sequence[Hit]]) -> None:
-    """Writes each image in front of what was found, as PNG."""
-    # A gap tells the question from the answers.
-    gap = np.full(queries.shape[1:], 96, np.uint8)
-    rows = [[query, gap, *(hit.image for hit in found)] for query, found in zip(queries, hits)]
-    images.write_sheet(path, rows)
+    return hits, indexed[IMAGE][found]

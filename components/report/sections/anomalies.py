@@ -78,7 +78,7 @@ def _strange_examples(material: Material) -> Strips:
         strange = np.concatenate([anomalies.corrupt(normal, kind) for kind in anomalies.KINDS])
         header, span = list(anomalies.KINDS), 2
         caption = "Corrupted images, two of each kind, and what the model makes of them."
-    shown, scores = material.model.reconstruct(strange)
+    shown, scores = material.reconstruct(strange)
     caption += f" Errors of {scores.min():.3f} to {scores.max():.3f}."
     strips = [("anomaly", strange), ("reconstruction", shown)]
     return Strips("anomalies", TEN, strips, caption, header, span)

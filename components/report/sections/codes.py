@@ -169,7 +169,7 @@ def _precision(material: Material) -> Block:
 
 def classification(material: Material) -> Section | None:
     """The confusion matrix, for models with a classifier."""
-    if not material.model.can(contract.CLASSIFY):
+    if not material.can(contract.CLASSIFY):
         return None
     found = material.metrics["classification"]
     block: Block = Words("The images have no labels, so accuracy cannot be told.")

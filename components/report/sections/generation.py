@@ -9,6 +9,8 @@ from components import features
 from components.report.blocks import Section, Strips
 from components.report.material import TEN, Material
 from serving import contract
+from serving.images import to_bytes
+from serving.uses.compress import needs_digit
 
 _MANIFOLD_SIDE = 15
 # Written in the manifold of a model whose decoder is told the digit.
@@ -19,7 +21,7 @@ _STYLES = 6
 
 def generation(material: Material) -> Section | None:
     """The manifold and random samples, for models with a prior."""
-    if not material.model.can(contract.GENERATE):
+    if not material.can(contract.GENERATE):
         return None
     stddev = material.metadata["prior"]["stddev"]
     return Section(
@@ -31,7 +33,7 @@ def generation(material: Material) -> Section | None:
             Strips(
                 "samples",
                 TEN,
-                [("random samples", material.model.generate(np.arange(_SAMPLES)))],
+                [("random samples", to_bytes(material.model.generate(_SAMPLES)))],
                 "Codes drawn from the prior, not chosen by hand.",
             ),
         ],
@@ -55,13 +57,13 @@ def _manifold(material: Material, stddev: float) -> Strips:
         manifold = _write_styles(material, points, np.full(len(points), _MANIFOLD_DIGIT))
         caption += f" All written as a {_MANIFOLD_DIGIT}."
     else:
-        manifold = material.model.decode(points)
+        manifold = to_bytes(material.model.decode(points))
     return Strips("manifold", _MANIFOLD_SIDE, [("the manifold", manifold)], caption)
 
 
 def styles(material: Material) -> Section | None:
     """One style written as ten digits, where style and digit are apart."""
-    if not material.model.can(contract.GENERATE) or not _separates_style(material):
+    if not material.can(contract.GENERATE) or not _separates_style(material):
         return None
     digits = np.arange(features.NUM_CLASSES)
     strips = []
@@ -92,12 +94,12 @@ def _style_size(material: Material) -> int:
 
 def _separates_style(material: Material) -> bool:
     prior = material.metadata["prior"] or {}
-    return material.model.decodes_labels or "style_size" in prior
+    return needs_digit(material.model) or "style_size" in prior
 
 
 def _write_styles(material: Material, styles: np.ndarray, digits: np.ndarray) -> np.ndarray:
     """Styles [n, s] written as digits [n], for decoders that separate the two."""
-    if material.model.decodes_labels:
-        return material.model.decode(styles, digits)
+    if needs_digit(material.model):
+        return to_bytes(material.model.decode(styles, digits))
     one_hot = np.eye(features.NUM_CLASSES, dtype=np.float32)[digits]
-    return material.model.decode(np.concatenate([styles, one_hot], axis=1))
+    return to_bytes(material.model.decode(np.concatenate([styles, one_hot], axis=1)))

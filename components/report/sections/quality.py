@@ -46,7 +46,7 @@ def reconstructions(material: Material) -> Section:
 
 def _side_by_side(material: Material, name: str, rows: np.ndarray, caption: str) -> Strips:
     originals = material.images[rows]
-    shown, _ = material.model.reconstruct(originals)
+    shown, _ = material.reconstruct(originals)
     strips = [("original", originals), ("reconstruction", shown)]
     return Strips(name, TEN, strips, caption, material.digit_names(rows))
 
@@ -67,12 +67,12 @@ def corrupt_as_trained(
 
 def denoising(material: Material) -> Section | None:
     """Noisy, denoised and clean, for models that learnt it."""
-    if "denoise" not in material.metadata["abilities"]:
+    if not material.can("denoise"):
         return None
     rows = material.sample(seed=1)
     clean = material.images[rows]
     noisy, how = corrupt_as_trained(clean, material.metadata["hyperparameters"])
-    denoised, _ = material.model.reconstruct(noisy)
+    denoised, _ = material.reconstruct(noisy)
 
     def mse(images: np.ndarray) -> float:
         return float(np.mean(np.square((images.astype(float) - clean) / 255)))

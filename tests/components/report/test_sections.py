@@ -9,18 +9,15 @@ from components.report.blocks import Figure, Strips, Words
 from components.report.material import Material
 from components.report.sections.codes import code_shape
 from components.report.sections.quality import corrupt_as_trained
+from serving.client import Reconstruction
 
 
 class Dead:
     """A model that has collapsed to black."""
 
-    decodes_labels = False
-
-    def can(self, signature):
-        return False
-
     def reconstruct(self, images):
-        return np.zeros_like(images), np.square(images / 255.0).mean(axis=(1, 2))
+        black, errors = np.zeros(images.shape), np.square(images / 255.0).mean(axis=(1, 2))
+        return Reconstruction(black, errors, np.zeros((len(images), 1)), errors > 0.3)
 
 
 def material(count, code, labels=None):
