@@ -29,8 +29,8 @@ Invert = Literal["auto", "yes", "no"]
 _IDX_MAGIC = b"\x00\x00\x08\x03"
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_IDX_BYTES = 2**30
-_SCALE = 4
-_GAP = 2
+# The grey between and behind images; pixels between them, and times that each is repeated then.
+GROUND, _GAP, _SCALE = 96, 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,32 +169,36 @@ def to_bytes(images: Array) -> Array:
     return np.clip(np.rint(np.nan_to_num(images) * 255.0), 0, 255).astype(np.uint8)
 
 
-def write_sheet(path: pathlib.Path, rows: list[list[Array]]) -> None:
-    """Writes images as a grid, magnified, as PNG.
+def sheet(images: Array, columns: int) -> Array:
+    """Images [n, h, w] or [n, h, w, 3] side by side, row by row; the last may be shorter."""
+    count, height, width = images.shape[:3]
+    across, down = width + _GAP, height + _GAP
+    rows = max(1, -(-count // columns))
+    shape = (rows * down - _GAP, columns * across - _GAP, *images.shape[3:])
+    canvas = np.full(shape, GROUND, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * down, (i % columns) * across
+        canvas[top : top + height, left : left + width] = image
+    return canvas
 
-    Args:
-      rows: Rows of uint8 [28, 28] images.
+
+def write_sheet(path: pathlib.Path, images: Array, columns: int) -> None:
+    """Writes images uint8 [..., 28, 28] as a grid, magnified, as PNG.
 
     Raises:
       InputError: The file cannot be written.
     """
     from PIL import Image
 
-    columns = max((len(row) for row in rows), default=0)
-    cell_height, cell_width = IMAGE_HEIGHT + _GAP, IMAGE_WIDTH + _GAP
-    sheet = np.full((len(rows) * cell_height + _GAP, columns * cell_width + _GAP), 96, np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            top, left = _GAP + y * cell_height, _GAP + x * cell_width
-            sheet[top : top + IMAGE_HEIGHT, left : left + IMAGE_WIDTH] = image
+    images = images.reshape(-1, *images.shape[-2:])
+    canvas = np.pad(sheet(images, columns), _GAP, constant_values=GROUND)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.kron(sheet, np.ones((_SCALE, _SCALE), np.uint8))).save(path)
+        Image.fromarray(np.kron(canvas, np.ones((_SCALE, _SCALE), np.uint8))).save(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def write_grid(path: pathlib.Path, images: Array) -> None:
-    """Writes images uint8 [n, 28, 28] as a grid about as wide as it is high, as PNG."""
-    columns = max(1, math.ceil(math.sqrt(len(images))))
-    write_sheet(path, [list(images[i : i + columns]) for i in range(0, len(images), columns)])
+    """Writes images as a grid about as wide as it is high; see :func:`write_sheet`."""
+    write_sheet(path, images, max(1, math.ceil(math.sqrt(len(images)))))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from components.report import pictures
+from serving.images import GROUND
 
 _GAP = 8
 
@@ -57,7 +58,7 @@ class Strips:
         width = max(sheet.width for sheet in sheets)
         sheets = [_widened(sheet, width) for sheet in sheets]
         height = sum(sheet.height + _GAP for sheet in sheets) - _GAP
-        canvas = Image.new("RGB", (width, height), (pictures.GROUND,) * 3)
+        canvas = Image.new("RGB", (width, height), (GROUND,) * 3)
         top = 0
         for sheet in sheets:
             canvas.paste(sheet, (0, top))

@@ -34,6 +34,8 @@ def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Co
 
     Errors are the mean of squares over pixels in [0, 1].
     """
+    import numpy as np
+
     from serving import images
 
     files = _load(paths, invert)
@@ -44,8 +46,8 @@ def predict(paths: tuple[str, ...], invert: Any, out: str | None, connection: Co
                 print(f"{name}: reconstruction error {error:.6f}{_marks(anomaly, loaded)}")
             if out:
                 path = pathlib.Path(out) / _output_name(files, number)
-                pairs = zip(loaded.images, images.to_bytes(answer.images))
-                images.write_sheet(path, [[*pair] for pair in pairs][:_SHEET_LIMIT])
+                pairs = np.stack([loaded.images, images.to_bytes(answer.images)], axis=1)
+                images.write_sheet(path, pairs[:_SHEET_LIMIT], columns=2)
                 cut = f" (the first {_SHEET_LIMIT})" if len(loaded.images) > _SHEET_LIMIT else ""
                 print(f"{loaded.path}: wrote {path}{cut}")
 

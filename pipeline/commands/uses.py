@@ -67,9 +67,9 @@ def search(
             )
     path = pathlib.Path(out) / "search.png"
     # A gap tells the question from the answers.
-    gap = np.full(queries.shape[1:], 96, np.uint8)
-    rows = [[query, gap, *found] for query, found in zip(queries[:_SHEET_LIMIT], pictures)]
-    images.write_sheet(path, rows)
+    gap = np.full(queries.shape, images.GROUND, np.uint8)
+    rows = np.concatenate([np.stack([queries, gap], axis=1), pictures], axis=1)[:_SHEET_LIMIT]
+    images.write_sheet(path, rows, columns=rows.shape[1])
     cut = f" (the first {_SHEET_LIMIT} queries)" if len(queries) > _SHEET_LIMIT else ""
     print(f"wrote {path}{cut}")
 

@@ -147,7 +147,7 @@ def test_a_decompression_bomb(tmp_path: pathlib.Path) -> None:
 
 def test_a_sheet_shows_the_images(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "deep" / "sheet.png"
-    images.write_sheet(path, [[digit(), 255 - digit()], [digit()]])
+    images.write_sheet(path, np.stack([digit(), 255 - digit(), digit()]), 2)
     sheet = np.asarray(Image.open(path))
     assert sheet.shape == (2 * 30 * 4 + 8, 2 * 30 * 4 + 8)
     np.testing.assert_array_equal(sheet[8 : 8 + 112 : 4, 8 : 8 + 112 : 4], digit())
