@@ -285,15 +285,31 @@ class ReconstructionClient:
         total = len(next(iter(inputs.values())))
         if total <= self._batch_size:
             return _typed(self.call(signature, inputs, outputs), outputs)
-        batches = (
+        batches = [
             {alias: array[start : start + self._batch_size] for alias, array in inputs.items()}
             for start in range(0, total, self._batch_size)
-        )
-        parts = [_typed(answer, outputs) for answer in self._many(signature, batches, outputs)]
+        ]
+        try:
+            answers = list(self._many(signature, batches, outputs, self._of_one_version()))
+        except errors.ModelNotFoundError:
+            # The version that began has gone: all of it again, by the one that came.
+            answers = list(self._many(signature, batches, outputs, self._of_one_version()))
+        parts = [_typed(answer, outputs) for answer in answers]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
+    def _of_one_version(self) -> Transport:
+        try:
+            return self._transport.pinned()
+        except errors.InvalidRequestError:
+            # A server that does not tell its versions.
+            return self._transport
+
     def _many(
-        self, signature: str, batches: Iterable[Mapping[str, Array]], outputs: Sequence[str]
+        self,
+        signature: str,
+        batches: Iterable[Mapping[str, Array]],
+        outputs: Sequence[str],
+        transport: Transport | None = None,
     ) -> Iterator[Mapping[str, Array]]:
         """Calls a signature for each batch, several under way, answers in order."""
         sent: collections.deque[Mapping[str, Array]] = collections.deque()
@@ -303,7 +319,7 @@ class ReconstructionClient:
                 sent.append(batch)
                 yield batch
 
-        for answer in self._transport.predict_many(signature, noted(), outputs):
+        for answer in (transport or self._transport).predict_many(signature, noted(), outputs):
             batch = sent.popleft()
             if self._sampler is not None:
                 self._sampler.offer(signature, batch)

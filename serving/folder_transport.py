@@ -44,6 +44,10 @@ class FolderTransport(Transport):
         except StatusError as error:
             raise translate(error.code.name, error.message, self.address) from None
 
+    def answering(self) -> int:
+        """The one version."""
+        return self._servable.version
+
     def status(self) -> list[VersionStatus]:
         """The one version, loaded."""
         return [VersionStatus(self._servable.version, "AVAILABLE")]

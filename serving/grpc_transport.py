@@ -115,6 +115,10 @@ class GrpcTransport(Transport):
             for future in waiting:
                 future.cancel()
 
+    def answering(self) -> int:
+        """The version that answers now."""
+        return int(self._metadata(None, self.address.label).model_spec.version.value)
+
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
         request = protos.GetModelStatusRequest()

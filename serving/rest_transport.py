@@ -69,6 +69,10 @@ class RestTransport(Transport):
             )
         return {alias: np.array(named[alias]) for alias in outputs}
 
+    def answering(self) -> int:
+        """The version that answers now."""
+        return int(self._ask("GET", "/metadata")["model_spec"]["version"])
+
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
         from google.protobuf import json_format

@@ -8,6 +8,7 @@ The ways are :mod:`~serving.grpc_transport`, :mod:`~serving.rest_transport` and
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,6 +104,18 @@ class Transport(abc.ABC):
         """Calls a signature for each batch; answers come in order."""
         for batch in batches:
             yield self.predict(signature, batch, outputs)
+
+    def pinned(self) -> Transport:
+        """The same connections, to the version that answers now and no other."""
+        if self.address.version is not None:
+            return self
+        pinned = copy.copy(self)
+        pinned.address = dataclasses.replace(self.address, version=self.answering(), label=None)
+        return pinned
+
+    @abc.abstractmethod
+    def answering(self) -> int:
+        """The version that answers now."""
 
     @abc.abstractmethod
     def status(self) -> list[VersionStatus]:

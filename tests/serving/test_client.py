@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import shutil
 import socket
 import threading
 import time
@@ -20,9 +21,11 @@ from serving import contract, errors, protos, wire
 from serving.client import ReconstructionClient
 from serving.folder_transport import FolderTransport
 from serving.grpc_transport import GrpcTransport
+from serving.standin.servable import Signature
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
 from serving.transport import Address
+from tests.serving import models
 from tests.serving.process import answered
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
@@ -353,3 +356,40 @@ def test_metrics_count_by_model_and_status(server: EmbeddedServer) -> None:
     version = 'mnist_ae:serving:model_version{model_name="autoencoder",version="1"}'
     assert float(series[version]) == 1
     assert "mnist_ae:serving:reconstruction_error_sum" in text
+
+
+@pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
+def test_the_parts_of_one_call_are_answered_by_one_version(
+    built: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, rest: bool
+) -> None:
+    base = tmp_path / "autoencoder"
+    shutil.copytree(built / "autoencoder" / "1", base / "1")
+    models.write_autoencoder(tmp_path / "aside", 2, gain=0.2)
+    served = {"autoencoder": ModelSettings("autoencoder", str(base))}
+    with EmbeddedServer(ServerOptions(served, port=0, rest_port=0, poll_interval=0.05)) as server:
+        target = server.rest_address if rest else server.address
+        assert target is not None
+        with ReconstructionClient(
+            target, model="autoencoder", rest=rest, batch_size=2, timeout=300
+        ) as client:
+            before = client.score(IMAGES).error
+            batches: list[int] = []
+            pushed = threading.Event()
+            run = Signature.run
+
+            def swapped(self: Signature, *given: Any) -> Any:
+                """Answers the second batch once another version took over."""
+                batches.append(1)
+                if len(batches) == 2 and not pushed.is_set():
+                    pushed.set()
+                    (tmp_path / "aside" / "2").rename(base / "2")
+                    assert server.models.wait_for(
+                        lambda: server.models.available() == {"autoencoder": [2]}, 300
+                    )
+                return run(self, *given)
+
+            monkeypatch.setattr(Signature, "run", swapped)
+            during = client.score(IMAGES).error
+            after = client.score(IMAGES).error
+    assert pushed.is_set() and not np.allclose(before, after)
+    assert np.array_equal(during, after) or np.array_equal(during, before)
