@@ -43,6 +43,7 @@ class ServedImages:
         self._options = options
         self._events = events
         self._folder = locate.samples_path(pathlib.Path(os.path.abspath(config.root)))
+        self._silent = False
 
     def step(self, state: State) -> spans.Published | None:
         """One look; gives the span that was made, if one was."""
@@ -92,7 +93,12 @@ class ServedImages:
         """Notes whether the errors served since the last reading are above the limit."""
         found = prometheus.served_errors(url, self._config.servable)
         if not found:
+            if not self._silent:
+                reason = f"{url} does not answer, or counts no errors: only `mnist-ae serve` does"
+                self._events.tell("no_served_errors", reason=reason)
+            self._silent = True
             return
+        self._silent = False
         before = state.served
         total, answers = prometheus.increase(
             (before["sum"], before["count"]) if before else None, found[""]

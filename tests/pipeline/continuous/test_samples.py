@@ -98,8 +98,7 @@ def test_a_rising_served_error_starts_a_run_early(root, digits):
     leave(root, digits["train"][0][100:130], "1")  # too few to train on, whatever the error
     text = [exposition(10.0, 1_000)]
     with served_metrics(text) as url:
-        watch = make(root, said, sample_images=480)
-        watch._samples._options = watch.options.__class__(None, [], metrics_url=url)
+        watch = make(root, said, metrics_url=url, sample_images=480)
         watch.once()
         text.append(exposition(12.2, 1_200))  # .011 an image: as usual
         watch.once()
@@ -123,3 +122,17 @@ def test_a_rising_served_error_starts_a_run_early(root, digits):
         "sampled",
     ]
     assert statuses(root)["2.1"] == "pushed"
+
+
+def test_a_server_that_counts_no_errors_is_told_once(root, digits):
+    said = []
+    text = [':tensorflow:serving:request_count{model_name="simple",status="OK"} 5\n']
+    with served_metrics(text) as url:
+        watch = make(root, said, metrics_url=url)
+        for _ in range(3):
+            watch.once()
+        text.append(exposition(1.0, 100))
+        watch.once()
+        text.append("")
+        watch.once()
+    assert [e["event"] for e in said].count("no_served_errors") == 2

@@ -70,13 +70,13 @@ def publish(root, digits, number, span=None):
     return spans.publish(root, images, None, source=SOURCE, span=span)
 
 
-def make(root, said=None, interval=60.0, **continuous):
+def make(root, said=None, interval=60.0, metrics_url=None, **continuous):
     settings = {"retry_seconds": 0.01, **continuous}
     conf = config.parse({"root": str(root), "model": "simple", "continuous": settings})
     told = watcher.make_events(conf, (said if said is not None else []).append)
     return watcher.Watcher(
         conf,
-        watcher.WatchOptions(None, [], interval=interval),
+        watcher.WatchOptions(None, [], interval=interval, metrics_url=metrics_url),
         told,
         runner=(sys.executable, str(root / "runner.py")),
     )
