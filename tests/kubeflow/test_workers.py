@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
+import contextlib
 import json
-import threading
 
 import kubernetes
 import kubernetes_validate
@@ -12,6 +11,7 @@ import pytest
 
 from kubeflow import workers
 from pipeline import config
+from tests import loopback
 from trainer.job import TrainingJob, TrainingOptions
 from trainer.models import ModelChoice
 
@@ -98,7 +98,7 @@ class Api:
         looks = [0]
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(loopback.Handler):
             def _handle(self):
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length) or b"{}")
@@ -122,16 +122,11 @@ class Api:
 
             do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
-            def log_message(self, *args):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._stack = contextlib.ExitStack()
+        self.host = self._stack.enter_context(loopback.served(Handler))
 
     def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+        self._stack.close()
 
 
 @pytest.mark.parametrize("kind", ["job", "tfjob"])

@@ -3,7 +3,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import threading
 import time
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from tfx.utils import io_utils
 
 from components.mnist_example_gen import datasets, idx
+from tests import loopback
 
 
 @pytest.fixture
@@ -26,20 +26,12 @@ def no_network(monkeypatch):
 
 @contextlib.contextmanager
 def serve(folder):
-    class Handler(http.server.SimpleHTTPRequestHandler):
+    class Files(loopback.Handler, http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
             super().__init__(*args, directory=str(folder))
 
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with loopback.served(Files) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture

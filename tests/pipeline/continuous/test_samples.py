@@ -1,12 +1,11 @@
 import contextlib
-import http.server
 import os
-import threading
 
 import numpy as np
 
 from pipeline.continuous import spans, state
 from serving import locate
+from tests import loopback
 from tests.pipeline.continuous import test_watcher
 
 root = test_watcher.root
@@ -29,21 +28,14 @@ def left(folder):
 def served_metrics(text):
     """A server's metrics; ``text`` is a list that holds the current ones."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Page(loopback.Handler):
         def do_GET(self):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(text[-1].encode())
 
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
+    with loopback.served(Page) as url:
+        yield f"{url}/"
 
 
 def test_enough_samples_make_a_span_of_their_own(root, digits):
