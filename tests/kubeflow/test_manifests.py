@@ -120,10 +120,21 @@ def test_compiled_file_configuration_and_manifests_agree():
     volumes = {v["name"]: v for v in pod["volumes"]}
     assert volumes["models"]["persistentVolumeClaim"]["claimName"] == cluster.volume_claim
     (start,) = pod["initContainers"]
-    (writable,) = [m for m in start["volumeMounts"] if m["name"] == "models"]
-    for mount in (mounts["models"], writable):
-        pushed = pathlib.PurePosixPath(cluster.mount_path) / mount["subPath"]
-        assert str(pushed) == cluster.push_dir
+    pushed = pathlib.PurePosixPath(cluster.mount_path) / mounts["models"]["subPath"]
+    assert str(pushed) == cluster.push_dir
+    # The configuration begins there, too; the folder is made by who may write in it.
+    (volume,) = [m for m in start["volumeMounts"] if m["name"] == "models"]
+    (models_folder,) = [e["value"] for e in start["env"]]
+    assert models_folder == f"{volume['mountPath']}/{mounts['models']['subPath']}"
+    rollout = yaml.safe_load((MANIFESTS / "examples" / "rollout.yaml").read_text())
+    (mover,) = rollout["spec"]["template"]["spec"]["containers"]
+    assert mover["volumeMounts"] == [{"name": "models", "mountPath": cluster.mount_path}]
+    assert f"--model={cluster.push_dir}/{parsed.servable}" in mover["args"]
+    serving = of(things, "Service", "mnist-ae-serving")
+    ports = {port["name"]: port["port"] for port in serving["spec"]["ports"]}
+    assert f"--target={serving['metadata']['name']}:{ports['grpc']}" in mover["args"]
+    # Headless: every pod has an address behind the name.
+    assert serving["spec"]["clusterIP"] == "None"
     maps = [t for t in things if t["kind"] == "ConfigMap"]
     models = serving_settings.parse_models(maps[0]["data"]["models.config"], "models.config")
     assert list(models) == [parsed.servable] == ["best"]
@@ -136,7 +147,7 @@ def test_compiled_file_configuration_and_manifests_agree():
     pool = beam["spec"]["template"]["spec"]["containers"][1]
     example = yaml.safe_load((MANIFESTS / "examples" / "recurring-run.yaml").read_text())
     schedule = example["spec"]["template"]["spec"]["containers"][0]
-    assert images == {cluster.image} == {pool["image"]} == {schedule["image"]}
+    assert images == {cluster.image} == {pool["image"]} == {schedule["image"]} == {mover["image"]}
     account = of(things, "ServiceAccount")["metadata"]["name"]
     assert f"--service-account={account}" in schedule["args"]
     defaults = spec["root"]["inputDefinitions"]["parameters"]

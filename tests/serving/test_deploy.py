@@ -135,7 +135,9 @@ def start_scripts() -> list[str]:
     }
     [item] = pod()["initContainers"]
     mounts = {mount["mountPath"]: mount for mount in item["volumeMounts"]}
-    assert not mounts["/models"].get("readOnly") and mounts["/models"]["name"] == "models"
+    assert item["env"] == [{"name": "MODELS", "value": "/volume"}]
+    assert not mounts["/volume"].get("readOnly") and mounts["/volume"]["name"] == "models"
+    assert compose_start["environment"] == {"MODELS": "/models"}
     *shell, script = item["command"]
     assert shell == ["/bin/sh", "-c"]
     return [compose_start["command"][0].replace("$$", "$"), script]
@@ -144,15 +146,16 @@ def start_scripts() -> list[str]:
 def test_the_first_configuration_is_copied_once_beside_the_models(tmp_path: pathlib.Path) -> None:
     first, second = start_scripts()
     assert first == second
-    script = first.replace("/models/", f"{tmp_path}/").replace("/config/", f"{DEPLOY}/")
-    environment = {"PATH": os.environ["PATH"], "HOSTNAME": "pod"}
+    script = first.replace("/config/", f"{DEPLOY}/")
+    models = tmp_path / "not yet" / "models"
+    environment = {"PATH": os.environ["PATH"], "HOSTNAME": "pod", "MODELS": str(models)}
     subprocess.run(["/bin/sh", "-c", script], env=environment, check=True)
-    file = tmp_path / "models.config"
+    file = models / "models.config"
     assert file.read_text() == (DEPLOY / "models.config").read_text()
     file.write_text("# a rollout")
     subprocess.run(["/bin/sh", "-c", script], env=environment, check=True)
     assert file.read_text() == "# a rollout"
-    assert os.listdir(tmp_path) == ["models.config"]
+    assert os.listdir(models) == ["models.config"]
 
 
 def test_models_lie_where_they_are_mounted() -> None:
