@@ -101,14 +101,6 @@ def run(store: metadata_store.MetadataStore, run_id: str) -> RunRecord:
     return record
 
 
-def node_execution(
-    store: metadata_store.MetadataStore, run_id: str, node_id: str
-) -> metadata_store_pb2.Execution | None:
-    """The last execution of a node in a run, or None."""
-    executions = node_executions(store, run_id, node_id)
-    return executions[-1] if executions else None
-
-
 def node_executions(
     store: metadata_store.MetadataStore, run_id: str, node_id: str
 ) -> list[metadata_store_pb2.Execution]:

@@ -190,10 +190,11 @@ def _finished_from_cache(
 ) -> bool:
     """Whether a node was answered from the cache; fails if it did not finish."""
     with metadata.Metadata(connection) as handle:
-        execution = history.node_execution(handle.store, run_id, node_id)
-    if execution is None or execution.last_known_state not in history.FINISHED:
+        executions = history.node_executions(handle.store, run_id, node_id)
+    state = executions[-1].last_known_state if executions else None
+    if state not in history.FINISHED:
         raise RunError(f"{node_id} did not run: an input is missing; see the log")
-    return execution.last_known_state == metadata_store_pb2.Execution.CACHED
+    return state == metadata_store_pb2.Execution.CACHED
 
 
 def recover(config: PipelineConfig) -> None:

@@ -22,10 +22,7 @@ from serving.errors import Error
 Array = npt.NDArray[Any]
 
 DT_FLOAT = 1
-DT_UINT8 = 4
 DT_STRING = 7
-DT_INT64 = 9
-DT_BOOL = 10
 
 # DataType number -> (NumPy type, field of the typed values).
 _TYPES: dict[int, tuple[np.dtype[Any], str]] = {

@@ -113,32 +113,23 @@ class Predictor:
                 f"the model gives no {', '.join(missing)}; it gives {', '.join(available)}"
             )
         plain = [name for name in outputs if name not in _CLASSIFIED]
-        self._calls: list[tuple[Any, list[str]]] = []
-        if plain:
-            signature = contract.RECONSTRUCT
-            if plain == [contract.CODE]:
-                signature = contract.ENCODE
-            elif set(plain) <= set(_SCORED):
-                signature = contract.SCORE
-            self._calls.append((signatures[signature], plain))
-        classified = [name for name in outputs if name in _CLASSIFIED]
-        if classified:
-            self._calls.append((signatures[contract.CLASSIFY], classified))
+        cheapest = contract.SCORE if set(plain) <= set(_SCORED) else contract.RECONSTRUCT
+        calls = {
+            contract.ENCODE if plain == [contract.CODE] else cheapest: plain,
+            contract.CLASSIFY: [name for name in outputs if name in _CLASSIFIED],
+        }
+        self._calls = [(signatures[key], names) for key, names in calls.items() if names]
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Images uint8 [n, 28, 28] to arrays [n, ...] by output, any n above 0."""
-        parts = [self._predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
-
-    def _predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        tensor = tf.constant(images)
-        found = {}
-        for signature, names in self._calls:
-            answer = signature(images=tensor)
-            found.update({name: answer[OUTPUTS[name]].numpy() for name in names})
-        return {name: found[name] for name in self.outputs}
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.outputs}
+        for start in range(0, len(images), BATCH):
+            tensor = tf.constant(images[start : start + BATCH])
+            for signature, names in self._calls:
+                answer = signature(images=tensor)
+                for name in names:
+                    parts[name].append(answer[OUTPUTS[name]].numpy())
+        return {name: np.concatenate(of) if of[1:] else of[0] for name, of in parts.items()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -228,7 +228,7 @@ def test_good_strange_and_corrupt_spans(digits, tmp_path):
         for a in run_history.run_outputs(store, record["run_id"], "SpanReport")
     ]
     assert window == "1.1 6.1"
-    trainer = run_history.node_execution(store, record["run_id"], "Trainer")
+    trainer = run_history.node_executions(store, record["run_id"], "Trainer")[-1]
     events = store.get_events_by_execution_ids([trainer.id])
     inputs = store.get_artifacts_by_id([e.artifact_id for e in events if e.type == e.INPUT])
     seen = sorted(a.custom_properties["span"].int_value for a in inputs if a.type == "Examples")

@@ -71,7 +71,7 @@ def first(volume):
 def baseline_of(volume, run_id: str):
     """The models that the evaluation of a run was given, the candidate first."""
     store = volume.store
-    execution = history.node_execution(store, run_id, "Evaluator")
+    execution = history.node_executions(store, run_id, "Evaluator")[-1]
     events = store.get_events_by_execution_ids([execution.id])
     wanted = {
         step.key: event.artifact_id

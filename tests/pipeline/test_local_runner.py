@@ -119,7 +119,7 @@ def test_a_component_that_fails_is_named_in_one_line(place, what, kind, code, te
 
 def test_what_a_killed_run_left_is_removed_and_marked(place):
     place.run("bless")
-    execution = history.node_execution(place.store, "run-1", "Judge")
+    execution = history.node_executions(place.store, "run-1", "Judge")[-1]
     execution.last_known_state = execution.RUNNING
     place.store.put_executions([execution])
     (blessing,) = history.run_outputs(place.store, "run-1", "InfraBlessing")
