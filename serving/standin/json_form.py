@@ -75,52 +75,36 @@ def to_inputs(
             f"JSON Value: {_quote(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist "
         )
-    if by_row:
-        columns = _columns_of_rows(document, infos)
-    elif "inputs" in document:
-        columns = _columns(document["inputs"], infos)
-    else:
+    if not by_row and "inputs" not in document:
         raise invalid_argument("Missing 'inputs' or 'instances' key")
-    return {name: _array(columns[name], info.dtype) for name, info in infos.items()}, by_row
-
-
-def _columns(inputs: Any, infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    if not _is_named(inputs):
-        if len(infos) > 1:
-            raise invalid_argument(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors "
-                "required as per tensorinfo_map"
-            )
-        return dict.fromkeys(infos, inputs)
-    for name in infos:
-        if name not in inputs:
-            raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
-    return inputs
-
-
-def _columns_of_rows(
-    document: Mapping[str, Any], infos: Mapping[str, TensorInfo]
-) -> dict[str, Any]:
-    rows = document["instances"]
-    if not isinstance(rows, list) or not rows:
+    given = document["instances" if by_row else "inputs"]
+    if by_row and (not isinstance(given, list) or not given):
         why = "No values in 'instances' array"
-        if rows != []:
+        if given != []:
             why = "Excepting 'instances' to be an list/array"
         raise invalid_argument(f"JSON Value: {_quote(document)} {why}")
-    if not any(map(_is_named, rows)):
+    if not any(map(_is_named, given if by_row else [given])):
         if len(infos) > 1:
+            what = "inputs is a plain value/list, but expecting an object"
+            if by_row:
+                what = "instances is a plain list, but expecting list of objects"
             raise invalid_argument(
-                "instances is a plain list, but expecting list of objects as multiple input "
-                "tensors required as per tensorinfo_map"
+                f"{what} as multiple input tensors required as per tensorinfo_map"
             )
-        return dict.fromkeys(infos, rows)
-    for index, row in enumerate(rows):
-        if not _is_named(row) or row.keys() != infos.keys():
-            raise invalid_argument(
-                f"Failed to process element: {index} of 'instances' list. JSON object: "
-                f"{_quote(row)} keys must be equal to: {','.join(sorted(infos))}"
-            )
-    return {name: [row[name] for row in rows] for name in infos}
+        columns = dict.fromkeys(infos, given)
+    elif by_row:
+        for index, row in enumerate(given):
+            if not _is_named(row) or row.keys() != infos.keys():
+                raise invalid_argument(
+                    f"Failed to process element: {index} of 'instances' list. JSON object: "
+                    f"{_quote(row)} keys must be equal to: {','.join(sorted(infos))}"
+                )
+        columns = {name: [row[name] for row in given] for name in infos}
+    else:
+        for name in infos.keys() - given.keys():
+            raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
+        columns = given
+    return {name: _array(columns[name], info.dtype) for name, info in infos.items()}, by_row
 
 
 def _is_base64(value: Any) -> bool:
