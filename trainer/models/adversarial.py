@@ -95,7 +95,11 @@ class Adversarial(Generative):
         super().configure(
             training, total_steps=total_steps, steps_per_execution=steps_per_execution
         )
-        self.discriminator_optimizer = keras.optimizers.Adam(self.hp.discriminator_learning_rate)
+        optimizer = keras.optimizers.Adam(self.hp.discriminator_learning_rate)
+        if self.dtype_policy.name == "mixed_float16":
+            # As Keras does for the optimizer that it is given.
+            optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+        self.discriminator_optimizer = optimizer
         self.discriminator_optimizer.build(self._discriminator_variables())
 
     def phase_variables(self) -> list[tf.Variable]:

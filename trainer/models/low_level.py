@@ -35,8 +35,9 @@ class Affine(tf.Module):
         self.bias = tf.Variable(tf.zeros(outputs), name="bias")
 
     def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Float [n, inputs] to [n, outputs]."""
-        return tf.matmul(inputs, self.weights) + self.bias
+        """Float [n, inputs] to [n, outputs], in the precision of the inputs."""
+        kind = inputs.dtype
+        return tf.matmul(inputs, tf.cast(self.weights, kind)) + tf.cast(self.bias, kind)
 
 
 class LowLevel(Autoencoder):
@@ -52,7 +53,8 @@ class LowLevel(Autoencoder):
 
     def encode(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Codes of the hidden layer."""
-        return tf.nn.relu(self.hidden(tf.reshape(images, (-1, PIXELS))))
+        flat = tf.cast(tf.reshape(images, (-1, PIXELS)), self.compute_dtype)
+        return tf.nn.relu(self.hidden(flat))
 
     def decode_output(self, code: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits of the output layer."""
