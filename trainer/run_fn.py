@@ -126,8 +126,10 @@ def _prepare(job: TrainingJob, distribution: tf.distribute.Strategy) -> _Prepare
     strategy.set_precision(options.mixed_precision)
     keras.utils.set_random_seed(options.seed)
     preprocess = data.Preprocessor(job.transform_savedmodel)
+    replicas = distribution.num_replicas_in_sync
     with distribution.scope():
         model = build_model(job.model.name, job.model.hyperparameters, seed=options.seed)
+        model.labelled_batch_size = -(-model.labelled_batch_size // replicas)
         restored = 0
         if job.base_model:
             restored = warm_start.restore(model, job.model.name, job.base_model)
@@ -172,7 +174,9 @@ def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
     """Runs the model's phases, from where an interrupted training stood."""
     options, model, distribution = job.options, prepared.model, prepared.distribution
     replicas = distribution.num_replicas_in_sync
-    batch_size = min(options.batch_size, max(1, prepared.count // replicas))
+    # A training takes the same steps on any number of replicas: with more images a
+    # step it would take fewer, and no learning rate makes up for that (docs/configuration.md).
+    batch_size = max(1, min(options.batch_size, prepared.count) // replicas)
     steps = data.steps_per_epoch(prepared.count, batch_size, replicas)
     phases = model.phases(options.epochs)
     if job.base_model:

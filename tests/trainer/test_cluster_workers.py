@@ -17,9 +17,9 @@ SETTINGS = workers.options(
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(make_job):
-    one = make_job("simple", "one", strategy="none", batch_size=128)
+    one = make_job("simple", "one", strategy="none")
     run_fn.train(one)
-    two = make_job("simple", "two", batch_size=64)
+    two = make_job("simple", "two")
     workers.launch(two, SETTINGS)
     assert len(run_fn.history(two)) == len(run_fn.history(one))
     for ours, theirs in zip(run_fn.history(two), run_fn.history(one)):

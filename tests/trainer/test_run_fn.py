@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import checkpoint, data, monitoring, run_fn
+from trainer.models import get_model_spec
 
 
 def served(job):
@@ -144,10 +145,10 @@ def test_tensorboard_gets_scalars_pictures_and_histograms(make_job):
     assert {"reconstructions", "code"} <= set(pictures.Tags()["tensors"])
 
 
-def run_on_devices(job, count):
+def run_on_devices(count, *jobs):
     """Trains in a process that has so many logical CPU devices."""
     done = subprocess.run(
-        [sys.executable, "-c", _ON_LOGICAL_DEVICES, job.to_json(), str(count)],
+        [sys.executable, "-c", _ON_LOGICAL_DEVICES, str(count), *(job.to_json() for job in jobs)],
         capture_output=True,
         text=True,
         check=False,
@@ -159,23 +160,53 @@ _ON_LOGICAL_DEVICES = """
 import sys
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
-devices = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[2])
+devices = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1])
 tf.config.set_logical_device_configuration(cpu, devices)
 from trainer import run_fn
 from trainer.job import TrainingJob
-run_fn.train(TrainingJob.from_json(sys.argv[1]))
+for job in sys.argv[2:]:
+    run_fn.train(TrainingJob.from_json(job))
 """
 
 
 @pytest.mark.parametrize("model", ["simple", pytest.param("conv", marks=pytest.mark.slow)])
-def test_two_devices_train_like_one(make_job, model):
-    one = make_job(model, "one", strategy="none", batch_size=128)
+def test_two_devices_train_like_one_xla_or_not(make_job, model):
+    one = make_job(model, "one", strategy="none")
     run_fn.train(one)
-    two = make_job(model, "two", strategy="mirrored", batch_size=64)
-    run_on_devices(two, 2)
+    two = make_job(model, "two", strategy="mirrored", xla=True)
+    run_on_devices(2, two)
     for ours, theirs in zip(run_fn.history(two), run_fn.history(one)):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-3)
     np.testing.assert_allclose(
         served(two)["reconstruction"], served(one)["reconstruction"], atol=2e-3
     )
+
+
+# Each with how far its loss may be from one device's: replicas draw noise of their own.
+FAMILIES = {
+    **dict.fromkeys(("best", "low_level", "deep", "conv", "lstm", "stacked"), 2e-3),
+    **dict.fromkeys(("tied_denoising", "vae", "aae", "semi_supervised_aae"), 0.05),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_every_family_trains_on_any_number_of_devices_by_its_defaults(make_job, count):
+    def job(model, name, strategy):
+        defaults = get_model_spec(model).training.model_dump()
+        return make_job(
+            model,
+            f"{model}-{name}",
+            {"hidden": [64, 64]} if model.endswith("aae") else {},
+            **{**defaults, "epochs": 1, "strategy": strategy},
+        )
+
+    alone = {model: job(model, "one", "none") for model in FAMILIES}
+    together = {model: job(model, "many", "mirrored") for model in FAMILIES}
+    run_on_devices(1, *alone.values())
+    run_on_devices(count, *together.values())
+    for model, tolerance in FAMILIES.items():
+        one, many = (run_fn.history(jobs[model])[-1]["loss"] for jobs in (alone, together))
+        print(f"{model:<20} 1 device {one:.4f}, {count} devices {many:.4f}")
+        assert many == pytest.approx(one, rel=tolerance), model

@@ -68,9 +68,9 @@ def assert_trained_alike(ours, theirs):
 
 @pytest.mark.slow
 def test_two_workers_train_like_one_process_whoever_is_killed(make_job):
-    one = make_job("simple", "one", strategy="none", batch_size=128)
+    one = make_job("simple", "one", strategy="none")
     run_fn.train(one)
-    two = make_job("simple", "two", strategy="multi_worker", batch_size=64)
+    two = make_job("simple", "two", strategy="multi_worker")
     assert run_workers(two, "SIGKILL", "other", epochs=1, calls=1) == [processes.EXIT_LOST, -9]
     assert "another worker is gone" in last_words(two, 0)
     assert not os.path.exists(two.model_dir)
@@ -84,7 +84,7 @@ def test_two_workers_train_like_one_process_whoever_is_killed(make_job):
 @pytest.mark.e2e
 @pytest.mark.parametrize("who", ["chief", "other"])
 def test_a_worker_that_hangs_ends_the_training_in_one_line(make_job, who):
-    job = make_job("simple", strategy="multi_worker", batch_size=64)
+    job = make_job("simple", strategy="multi_worker")
     codes = run_workers(job, "SIGSTOP", who, epochs=1, calls=1)
     survivor = 1 if who == "chief" else 0
     assert codes[survivor] == processes.EXIT_LOST
@@ -108,7 +108,7 @@ FAMILIES = {
 def test_any_family_survives_being_killed_at_every_epoch_and_in_between(make_job, model):
     """One training, killed again and again, against one that nobody disturbed."""
     hyperparameters, options = FAMILIES[model]
-    options = {"strategy": "multi_worker", "batch_size": 64, **options}
+    options = {"strategy": "multi_worker", **options}
     whole = make_job(model, "whole", hyperparameters, **options)
     assert run_workers(whole) == [0, 0]
     killed = make_job(model, "killed", hyperparameters, **options)

@@ -203,7 +203,7 @@ class Autoencoder(keras.Model):
         """
         self.compile(
             optimizer=self.make_optimizer(training.learning_rate, total_steps),
-            jit_compile=training.xla,
+            jit_compile=training.xla and not tf.distribute.has_strategy(),
             steps_per_execution=steps_per_execution,
         )
         # Now rather than in the first step, so that a checkpoint finds the slots.

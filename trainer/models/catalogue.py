@@ -44,11 +44,12 @@ class TrainingDefaults(Settings):
 
     Attributes:
       epochs: Passes over the training split.
-      batch_size: Images a step, per replica.
+      batch_size: Images a step, of all replicas together.
       learning_rate: Learning rate of the model's optimizer.
       xla: Compile the step with XLA: faster for deep dense models,
         slower for shallow ones and three times slower for convolutions, on a CPU
-        (measured).
+        (measured). On one device only: with several it fails on CPUs, and nobody
+        saw it on GPUs.
     """
 
     epochs: PositiveInt = 50
