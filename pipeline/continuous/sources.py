@@ -76,13 +76,16 @@ def _read_numpy(path: str) -> tuple[np.ndarray, np.ndarray | None]:
     loaded = _load(path)
     if isinstance(loaded, np.ndarray):
         return _checked_images(loaded, path), None
-    images = next((loaded[key] for key in _IMAGE_KEYS if key in loaded), None)
-    if images is None:
-        raise UserError(
-            f"{path}: no array {_IMAGE_KEYS[0]!r}; it has {', '.join(loaded) or 'none'}"
-        )
     labels = next((loaded[key] for key in _LABEL_KEYS if key in loaded), None)
-    return _checked_images(images, path), labels
+    return _checked_images(_array(loaded, _IMAGE_KEYS, path), path), labels
+
+
+def _array(loaded: dict[str, np.ndarray], keys: tuple[str, ...], path: str) -> np.ndarray:
+    """The array of a .npz under the first of the keys that it has."""
+    for key in keys:
+        if key in loaded:
+            return loaded[key]
+    raise UserError(f"{path}: no array {keys[0]!r}; it has {', '.join(loaded) or 'none'}")
 
 
 def _checked_images(images: np.ndarray, path: str) -> np.ndarray:
@@ -114,12 +117,7 @@ def _read_labels(path: str) -> np.ndarray:
     if not _is_numpy(path):
         return spans.read_labels(path)
     loaded = _load(path)
-    if isinstance(loaded, dict):
-        key = next((key for key in _LABEL_KEYS if key in loaded), None)
-        if key is None:
-            raise UserError(f"{path}: no array {_LABEL_KEYS[0]!r}")
-        return loaded[key]
-    return loaded
+    return _array(loaded, _LABEL_KEYS, path) if isinstance(loaded, dict) else loaded
 
 
 def _checked_labels(labels: np.ndarray, path: str) -> np.ndarray:

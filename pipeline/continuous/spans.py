@@ -106,12 +106,9 @@ def folder_of(root: str | os.PathLike[str]) -> pathlib.Path:
 
 def version_folder(root: str | os.PathLike[str], span: int, version: int) -> pathlib.Path:
     """The folder of a version of a span, as it is named on the disk."""
-    for number, place in _numbered(folder_of(root), _SPAN):
-        if number == span:
-            for found, folder in _numbered(place, _VERSION):
-                if found == version:
-                    return folder
-    return folder_of(root) / f"span-{span}" / f"version-{version}"
+    base = folder_of(root)
+    place = _existing(base, _SPAN, span) or base / f"span-{span}"
+    return _existing(place, _VERSION, version) or place / f"version-{version}"
 
 
 def scan(root: str | os.PathLike[str]) -> list[Manifest]:
