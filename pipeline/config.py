@@ -439,7 +439,7 @@ def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineCo
     return config
 
 
-def check_labels(config: PipelineConfig, labelled: int, where: str = "configuration") -> None:
+def check_labels(config: PipelineConfig, labelled: int) -> None:
     """Refuses a model that wants more labels than the training split has.
 
     Args:
@@ -448,15 +448,14 @@ def check_labels(config: PipelineConfig, labelled: int, where: str = "configurat
     Raises:
       UserError: Naming model and field.
     """
+    model = f"configuration: model {config.model.name!r}"
     wanted = config.model.hyperparameters.label_budget
     if wanted is None and not labelled:
-        raise UserError(
-            f"{where}: model {config.model.name!r} learns from labels, and these images have none"
-        )
+        raise UserError(f"{model} learns from labels, and these images have none")
     if wanted is not None and wanted > labelled:
         raise UserError(
-            f"{where}: model {config.model.name!r}, model.labels: {wanted:,} labels wanted, "
-            f"but only {labelled:,} training images have one"
+            f"{model}, model.labels: {wanted:,} labels wanted, but only {labelled:,} training "
+            "images have one"
         )
 
 

@@ -80,10 +80,9 @@ def open_store(path: str) -> metadata_store.MetadataStore:
     return metadata_store.MetadataStore(config)
 
 
-def runs(store: metadata_store.MetadataStore, pipeline_name: str | None = None) -> list[RunRecord]:
+def runs(store: metadata_store.MetadataStore) -> list[RunRecord]:
     """All runs in the store, oldest first."""
-    contexts = store.get_contexts_by_type(_RUN_CONTEXT)
-    records = [_record(store, context) for context in contexts]
+    records = [_record(store, c) for c in store.get_contexts_by_type(_RUN_CONTEXT)]
     found = [r for r in records if r is not None]
     return sorted(found, key=lambda r: (r.started, r.run_id))
 

@@ -15,6 +15,8 @@ from serving.transport import Address, Arrays, Transport, VersionStatus, statuse
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 
+# The largest answer taken, and requests under way at once when many are sent.
+_MAX_MESSAGE_BYTES, _IN_FLIGHT = 256 * 2**20, 4
 # gRPC makes no more and complains on stderr when told to.
 _MOST_TRIES = 5
 
@@ -43,27 +45,22 @@ def _service_config(address: Address) -> str:
 
 
 class GrpcTransport(Transport):
-    """TensorFlow Serving's gRPC API. Usable from many threads.
+    """TensorFlow Serving's gRPC API. Usable from many threads."""
 
-    Args:
-      in_flight: Requests under way at once when many are sent.
-    """
-
-    def __init__(self, address: Address, in_flight: int = 4) -> None:
+    def __init__(self, address: Address) -> None:
         import grpc
 
         self.address = address
-        self._in_flight = in_flight
         self._rpc_error = grpc.RpcError
         options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", address.max_message_bytes),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", -1),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.enable_retries", int(address.retries > 0)),
             # A request above this size is sent once only.
-            ("grpc.per_rpc_retry_buffer_size", address.max_message_bytes),
+            ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
         ]
         if address.retries:
             options.append(("grpc.service_config", _service_config(address)))
@@ -107,7 +104,7 @@ class GrpcTransport(Transport):
             for batch in batches:
                 request = self.request(signature, batch, outputs)
                 waiting.append(self._predict.future(request, timeout=self.address.timeout))
-                if len(waiting) >= self._in_flight:
+                if len(waiting) >= _IN_FLIGHT:
                     yield decode_response(self._result(waiting.popleft().result))
             while waiting:
                 yield decode_response(self._result(waiting.popleft().result))

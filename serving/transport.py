@@ -76,7 +76,6 @@ class Address:
       timeout: Seconds for one request, retries included.
       retries: Further tries when the server is not there or busy.
       tls: Certificates; None for plain text.
-      max_message_bytes: The largest answer taken.
     """
 
     target: str
@@ -86,7 +85,6 @@ class Address:
     timeout: float = 10.0
     retries: int = 3
     tls: Tls | None = None
-    max_message_bytes: int = 256 * 2**20
 
 
 class Transport(abc.ABC):

@@ -331,9 +331,7 @@ def _measure(
         )
 
 
-def measure_latency(
-    ask: Callable[[], Any], budget_ms: float, *, pause: float = _LATENCY_PAUSE_SECONDS
-) -> float:
+def measure_latency(ask: Callable[[], Any], budget_ms: float) -> float:
     """How long an answer takes: the 95th percentile in milliseconds.
 
     Over the budget it is measured again, a few times: the noise of a machine
@@ -345,7 +343,7 @@ def measure_latency(
     best = math.inf
     for round_ in range(_LATENCY_ROUNDS):
         if round_:
-            time.sleep(pause)
+            time.sleep(_LATENCY_PAUSE_SECONDS)
         seconds = []
         for _ in range(_LATENCY_CALLS):
             started = time.perf_counter()
