@@ -7,6 +7,8 @@ the strategies read properties and verdicts, which are artifacts too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tfx import types
 from tfx.dsl.components.common import resolver
 
@@ -56,8 +58,16 @@ def _key(artifact: types.Artifact) -> tuple[int, int]:
     return _int(artifact, SPAN, -1), _int(artifact, VERSION)
 
 
-def _newest_first(artifacts: list[types.Artifact]) -> list[types.Artifact]:
-    return sorted(artifacts, key=lambda artifact: artifact.id, reverse=True)
+def _last_blessed(
+    input_dict: Artifacts, servable: str, counts: Callable[[types.Artifact, types.Artifact], bool]
+) -> Artifacts:
+    """The servable's model with the newest blessing that ``counts`` for it, or none."""
+    models = {m.id: m for m in input_dict[MODEL] if _text(m, SERVABLE_PROPERTY) == servable}
+    for blessing in sorted(input_dict[BLESSING], key=lambda a: a.id, reverse=True):
+        model = models.get(_int(blessing, _MODEL_ID, -1))
+        if model is not None and _int(blessing, _BLESSED) == 1 and counts(model, blessing):
+            return {MODEL: [model], BLESSING: [blessing]}
+    return {MODEL: [], BLESSING: []}
 
 
 class LatestOtherBlessedModel(resolver.ResolverStrategy):
@@ -74,21 +84,12 @@ class LatestOtherBlessedModel(resolver.ResolverStrategy):
         """The candidate, and perhaps its baseline with its blessing."""
         del store
         candidates = input_dict[CANDIDATE]
-        none: Artifacts = {MODEL: [], BLESSING: [], CANDIDATE: candidates}
         if not candidates:
-            return none
-        candidate = candidates[0]
+            return {MODEL: [], BLESSING: [], CANDIDATE: []}
+        [candidate] = candidates
         servable = _text(candidate, SERVABLE_PROPERTY)
-        models = {
-            model.id: model
-            for model in input_dict[MODEL]
-            if model.id != candidate.id and _text(model, SERVABLE_PROPERTY) == servable
-        }
-        for blessing in _newest_first(input_dict[BLESSING]):
-            model = models.get(_int(blessing, _MODEL_ID, -1))
-            if model is not None and _int(blessing, _BLESSED) == 1:
-                return {MODEL: [model], BLESSING: [blessing], CANDIDATE: candidates}
-        return none
+        found = _last_blessed(input_dict, servable, lambda model, _: model.id != candidate.id)
+        return {**found, CANDIDATE: candidates}
 
 
 class RollingWindow(resolver.ResolverStrategy):
@@ -162,17 +163,13 @@ class ServingModel(resolver.ResolverStrategy):
     def resolve_artifacts(self, store, input_dict: Artifacts) -> Artifacts | None:
         """The model with its blessing, or nothing."""
         del store
-        models = {
-            model.id: model
-            for model in input_dict[MODEL]
-            if _text(model, SERVABLE_PROPERTY) == self._servable
-            and (self._span_key == LATEST or _text(model, SPAN_KEY) != self._span_key)
-        }
-        for blessing in _newest_first(input_dict[BLESSING]):
-            model = models.get(_int(blessing, _MODEL_ID, -1))
-            if model is None or _int(blessing, _BLESSED) != 1 or _int(blessing, _WITHDRAWN):
-                continue
+
+        def counts(model: types.Artifact, blessing: types.Artifact) -> bool:
+            span_key = _text(model, SPAN_KEY)
+            if self._span_key != LATEST and self._span_key == span_key:
+                return False
             # An Evaluator's own blessing counts where nothing but it was asked.
-            if _int(blessing, GATED_PROPERTY) or not _text(model, SPAN_KEY):
-                return {MODEL: [model], BLESSING: [blessing]}
-        return {MODEL: [], BLESSING: []}
+            gated = _int(blessing, GATED_PROPERTY) or not span_key
+            return bool(gated) and not _int(blessing, _WITHDRAWN)
+
+        return _last_blessed(input_dict, self._servable, counts)
