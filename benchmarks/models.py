@@ -195,8 +195,8 @@ def load_mnist(data_dir: str) -> Mnist:
         return pixels, np.concatenate(list(idx.read_labels(labels))).astype(np.int64)
 
     pixels, labels = read(idx.SPLIT_PREFIXES["train"])
-    raw = np.array([row.tobytes() for row in pixels], dtype=object)
-    train, _ = split_validation(Examples(raw, labels), _HELD_OUT, seed=0)
+    examples = Examples(pixels, np.arange(len(pixels)), labels)
+    train, _ = split_validation(examples, _HELD_OUT, seed=0)
     test_pixels, test_labels = read(idx.SPLIT_PREFIXES["eval"])
     test_images = test_pixels.reshape(-1, *IMAGE_SHAPE).astype(np.float32) / 255
     return Mnist(train, test_images, test_labels)

@@ -431,11 +431,6 @@ def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineCo
     """Checks a mapping and makes a configuration of it; see :func:`load`."""
     choice = _parse_model(values.get("model"), where)
     config = _validate(PipelineConfig, {**values, "model": choice}, where)
-    if config.trainer.streaming and choice.hyperparameters.label_budget != 0:
-        raise UserError(
-            f"{where}: trainer.streaming: model {choice.name!r} looks at labels, "
-            "which are chosen in memory"
-        )
     return config
 
 

@@ -1,7 +1,7 @@
 """tf.data input of the training, from the examples and Transform's graph.
 
-The raw bytes of all images are held in memory (784 bytes an image, 47 MB for
-MNIST) and every epoch draws its own permutation of them, so that shuffling is
+The raw bytes of all images are held in memory (784 bytes an image and 16 more,
+47 MB for MNIST) and every epoch draws its own permutation of them, so that shuffling is
 perfect, costs nothing an element, and depends on seed and epoch alone: a
 resumed training sees what an undisturbed one would have seen. Batches then run
 through Transform's graph. ``streaming`` keeps memory flat instead.
@@ -27,14 +27,16 @@ TransformFn = Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Raw examples in memory.
+    """Raw examples in memory; parts of them share their pixels.
 
     Attributes:
-      images: Bytes, object [n].
+      pixels: uint8 [m, 784], of these examples and maybe of others.
+      rows: Which of them are these, int64 [n].
       labels: int64 [n], -1 where unknown.
     """
 
-    images: np.ndarray
+    pixels: np.ndarray
+    rows: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -42,11 +44,15 @@ class Examples:
 
     def take(self, rows: np.ndarray) -> Examples:
         """The chosen rows, in that order."""
-        return Examples(self.images[rows], self.labels[rows])
+        return Examples(self.pixels, self.rows[rows], self.labels[rows])
+
+    def images(self) -> np.ndarray:
+        """The images as they came, bytes: object [n]."""
+        return np.array([image.tobytes() for image in self.pixels[self.rows]], object)
 
     def with_labels(self, labels: np.ndarray) -> Examples:
         """The same images with other labels."""
-        return Examples(self.images, labels)
+        return Examples(self.pixels, self.rows, labels)
 
     def without_labels(self) -> Examples:
         """The same images with every label unknown."""
@@ -88,10 +94,18 @@ def _collect(records: tf.data.Dataset) -> Examples:
     dataset = records.batch(_READ_BATCH).map(
         lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
     )
-    batches = [(b[features.IMAGE], b[features.LABEL]) for b in dataset.as_numpy_iterator()]
-    if not batches:
+    pixels = np.empty((0, features.IMAGE_BYTES), np.uint8)
+    labels = []
+    for batch in dataset.as_numpy_iterator():
+        new = np.frombuffer(b"".join(batch[features.IMAGE]), np.uint8)
+        new = new.reshape(-1, features.IMAGE_BYTES)
+        # In place: at no time is there a second copy of them all.
+        pixels.resize((len(pixels) + len(new), features.IMAGE_BYTES), refcheck=False)
+        pixels[len(pixels) - len(new) :] = new
+        labels.append(batch[features.LABEL])
+    if not labels:
         raise ValueError("the files of the training split hold no examples")
-    return Examples(*(np.concatenate(columns) for columns in zip(*batches)))
+    return Examples(pixels, np.arange(len(pixels)), np.concatenate(labels))
 
 
 def split_validation(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -194,7 +208,7 @@ def training_batches(
     """
     count, replicas = len(examples), context.num_replicas_in_sync
     steps = steps_per_epoch(count, batch_size, replicas)
-    images, labels = tf.constant(examples.images), tf.constant(examples.labels)
+    labels = tf.constant(examples.labels)
     known = tf.constant(np.flatnonzero(examples.labels != features.NO_LABEL))
 
     def rows_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -205,23 +219,18 @@ def training_batches(
         order = tf.gather(order, tf.range(steps * replicas * batch_size) % count)
         rows = tf.reshape(order, (steps * replicas, batch_size))
         if labelled_batch_size:
-            draws = tf.random.stateless_uniform(
-                (steps * replicas, labelled_batch_size),
-                seed=tf.stack([tf.constant(seed + 1, tf.int64), epoch]),
-                maxval=tf.size(known, tf.int64),
-                dtype=tf.int64,
-            )
-            rows = tf.concat([rows, tf.gather(known, draws)], axis=1)
+            shape = (steps * replicas, labelled_batch_size)
+            rows = tf.concat([rows, tf.gather(known, _draws(shape, known, seed, epoch))], axis=1)
         return tf.data.Dataset.from_tensor_slices(rows)
 
+    def images_of(rows: np.ndarray) -> np.ndarray:
+        return examples.take(rows).images()
+
     def batch_of_rows(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        raw = {features.IMAGE: tf.gather(images, rows), features.LABEL: tf.gather(labels, rows)}
-        out = preprocess(raw)
-        width = batch_size + labelled_batch_size
-        return (
-            tf.ensure_shape(out[features.IMAGE], (width, 28, 28)),
-            tf.ensure_shape(out[features.LABEL], (width,)),
-        )
+        # TensorFlow would hold every image as a string of its own, beside these.
+        images = tf.numpy_function(images_of, [rows], tf.string, stateful=False)
+        images = tf.ensure_shape(images, (batch_size + labelled_batch_size,))
+        return _transformed(preprocess, images, tf.gather(labels, rows))
 
     return (
         tf.data.Dataset.range(first_epoch, epochs)
@@ -229,6 +238,28 @@ def training_batches(
         .shard(context.num_input_pipelines, context.input_pipeline_id)
         .map(batch_of_rows, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _draws(shape: tuple[int, int], known: tf.Tensor, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Which labelled examples are appended to the batches of an epoch: int64 of ``shape``."""
+    return tf.random.stateless_uniform(
+        shape,
+        seed=tf.stack([tf.constant(seed + 1, tf.int64), epoch]),
+        maxval=tf.maximum(tf.size(known, tf.int64), 1),
+        dtype=tf.int64,
+    )
+
+
+def _transformed(
+    preprocess: Preprocessor, images: tf.Tensor, labels: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Raw images string [b] and labels int64 [b] as a model takes them."""
+    out = preprocess({features.IMAGE: images, features.LABEL: labels})
+    (width,) = images.shape
+    return (
+        tf.ensure_shape(out[features.IMAGE], (width, 28, 28)),
+        tf.ensure_shape(out[features.LABEL], (width,)),
     )
 
 
@@ -240,11 +271,15 @@ class Stream:
       files: TFRecords of examples.
       stride: One record in so many is for validation.
       count: Number of the others.
+      shows_labels: Whether their labels may be seen.
+      labelled: Those few, in memory, whose labels may be seen where the others' may not.
     """
 
     files: tuple[str, ...]
     stride: int
     count: int
+    shows_labels: bool
+    labelled: Examples | None
 
     def __len__(self) -> int:
         return self.count
@@ -260,18 +295,41 @@ class Stream:
         return tf.data.Dataset.from_tensor_slices(files).interleave(part_of_file, cycle_length=4)
 
 
-def open_stream(patterns: Sequence[str], fraction: float) -> tuple[Stream, Examples]:
-    """Splits examples on disk, reading them once to count them.
+def open_stream(
+    patterns: Sequence[str], fraction: float, budget: int | None, seed: int
+) -> tuple[Stream, Examples]:
+    """Splits examples on disk, reading them once for their labels and once for those it keeps.
+
+    Args:
+      patterns: Of the files.
+      fraction: Part that is set aside.
+      budget: How many labels the model may see; None is all. See :func:`hide_labels`.
+      seed: Which ones.
 
     Returns:
       The training part, and up to 10,000 examples of the validation part.
     """
     files = tuple(_files(patterns))
     stride = max(2, round(1 / fraction))
-    sizes = [int(_records(f).reduce(np.int64(0), lambda n, _: n + 1)) for f in files]
-    stream = Stream(files, stride, sum(size - -(-size // stride) for size in sizes))
-    validation = stream.records(tf.constant(files), validation=True).take(_STREAM_VALIDATION)
-    return stream, _collect(validation)
+    label = {features.LABEL: features.feature_spec()[features.LABEL]}
+    labels, trained = [], []
+    for file in files:
+        parsed = _records(file).batch(_READ_BATCH).map(lambda s: tf.io.parse_example(s, label))
+        found = [np.zeros(0, np.int64), *(b[features.LABEL] for b in parsed.as_numpy_iterator())]
+        labels.append(np.concatenate(found))
+        trained.append(np.arange(len(labels[-1])) % stride != 0)
+    rows = np.flatnonzero(np.concatenate(trained))
+    labelled = None
+    if budget:
+        known = mask_labels(np.concatenate(labels)[rows], budget, seed) != features.NO_LABEL
+        wanted = np.zeros(sum(map(len, labels)), bool)
+        wanted[rows[known]] = True
+        chosen = _records(list(files)).enumerate().filter(lambda i, _: tf.gather(wanted, i))
+        labelled = _collect(chosen.map(lambda _, record: record))
+    stream = Stream(files, stride, len(rows), budget is None, labelled)
+    records = stream.records(tf.constant(files), validation=True)
+    validation = _collect(records.take(_STREAM_VALIDATION))
+    return stream, validation if budget is None else validation.without_labels()
 
 
 def streamed_batches(
@@ -279,6 +337,7 @@ def streamed_batches(
     preprocess: Preprocessor,
     *,
     batch_size: int,
+    labelled_batch_size: int = 0,
     seed: int,
     first_epoch: int,
     epochs: int,
@@ -290,12 +349,16 @@ def streamed_batches(
     its buffer, the rate a third to a half.
     """
     steps = steps_per_epoch(len(stream), batch_size, context.num_replicas_in_sync)
+    appended = (tf.constant([], tf.string), tf.constant([], tf.int64))
+    if labelled_batch_size:
+        assert stream.labelled is not None
+        appended = tf.constant(stream.labelled.images()), tf.constant(stream.labelled.labels)
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         # Dataset.shuffle takes no seed from a graph when TensorFlow's own seed is 0.
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
         order = tf.random.experimental.stateless_shuffle(tf.constant(stream.files), seed=key)
-        return (
+        batches = (
             stream.records(order, validation=False)
             .batch(_STREAM_SHUFFLE)
             .map(lambda block: tf.random.experimental.stateless_shuffle(block, seed=key))
@@ -304,12 +367,18 @@ def streamed_batches(
             .batch(batch_size, drop_remainder=True)
             .take(steps * context.num_replicas_in_sync)
         )
+        shape = (steps * context.num_replicas_in_sync, labelled_batch_size)
+        draws = tf.data.Dataset.from_tensor_slices(_draws(shape, appended[1], seed, epoch))
+        return tf.data.Dataset.zip((batches, draws))
 
-    def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        out = preprocess(tf.io.parse_example(serialized, features.feature_spec()))
-        # Only models that look at no label are streamed.
-        hidden = tf.fill((batch_size,), tf.constant(features.NO_LABEL, tf.int64))
-        return tf.ensure_shape(out[features.IMAGE], (batch_size, 28, 28)), hidden
+    def parse(serialized: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        parsed = tf.io.parse_example(serialized, features.feature_spec())
+        labels = parsed[features.LABEL]
+        if not stream.shows_labels:
+            labels = tf.fill((batch_size,), tf.constant(features.NO_LABEL, tf.int64))
+        images = tf.concat([parsed[features.IMAGE], tf.gather(appended[0], draws)], axis=0)
+        labels = tf.concat([labels, tf.gather(appended[1], draws)], axis=0)
+        return _transformed(preprocess, images, labels)
 
     return (
         tf.data.Dataset.range(first_epoch, epochs)
@@ -325,7 +394,7 @@ def evaluation_batches(examples: Examples, preprocess: Preprocessor) -> tf.data.
 
     Under a strategy, Keras gives every worker and replica its part.
     """
-    dataset = tf.data.Dataset.from_tensor_slices((examples.images, examples.labels))
+    dataset = tf.data.Dataset.from_tensor_slices((examples.images(), examples.labels))
     dataset = dataset.batch(_EVAL_BATCH)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA

@@ -135,9 +135,9 @@ def _prepare(job: TrainingJob, distribution: tf.distribute.Strategy) -> _Prepare
             restored = warm_start.restore(model, job.model.name, job.base_model)
     training: data.Examples | data.Stream
     if options.streaming:
-        if model.uses_labels:
-            raise ValueError(f"trainer.streaming: model {job.model.name!r} looks at labels")
-        training, validation = data.open_stream(job.train_files, options.validation_fraction)
+        training, validation = data.open_stream(
+            job.train_files, options.validation_fraction, model.hp.label_budget, options.seed
+        )
         batches = functools.partial(data.streamed_batches, training, preprocess)
     else:
         training, validation = data.split_validation(
@@ -146,12 +146,7 @@ def _prepare(job: TrainingJob, distribution: tf.distribute.Strategy) -> _Prepare
         training, validation = data.hide_labels(
             training, validation, model.hp.label_budget, options.seed
         )
-        batches = functools.partial(
-            data.training_batches,
-            training,
-            preprocess,
-            labelled_batch_size=model.labelled_batch_size,
-        )
+        batches = functools.partial(data.training_batches, training, preprocess)
     return _Prepared(model, restored, batches, len(training), validation, preprocess, distribution)
 
 
@@ -213,6 +208,7 @@ def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
         batches = functools.partial(
             prepared.batches,
             batch_size=batch_size,
+            labelled_batch_size=model.labelled_batch_size,
             seed=options.seed,
             first_epoch=before + checkpoints.epoch,
             epochs=before + phase.epochs,

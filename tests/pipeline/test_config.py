@@ -146,8 +146,3 @@ def test_more_labels_than_there_are_are_refused_by_model_and_field():
     with pytest.raises(UserError, match="'supervised_aae' learns from labels"):
         config.check_labels(load("model=supervised_aae"), 0)
     config.check_labels(load("model=simple"), 0)
-
-
-def test_streaming_is_refused_where_labels_are_chosen_in_memory():
-    with pytest.raises(UserError, match="trainer.streaming"):
-        load("model=semi_supervised_aae", "trainer.streaming=true")

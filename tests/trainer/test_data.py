@@ -36,12 +36,12 @@ def keys(images):
 
 
 def test_all_examples_are_read_in_order(examples, digits):
-    assert keys(digits["train"][0][:2_000] / 255) == list(examples.images)
+    assert keys(digits["train"][0][:2_000] / 255) == list(examples.images())
     np.testing.assert_array_equal(examples.labels, digits["train"][1][:2_000])
 
 
 def test_images_are_scaled_to_the_unit_interval(examples, preprocess, digits):
-    images = preprocess.images(tf.constant(examples.images[:50])).numpy()
+    images = preprocess.images(tf.constant(examples.images()[:50])).numpy()
     np.testing.assert_allclose(images, digits["train"][0][:50] / 255, atol=1e-7)
 
 
@@ -51,12 +51,12 @@ def test_an_epoch_shows_every_image_once_in_a_new_order(examples, preprocess):
     first, second = (
         [key for images, _ in part for key in keys(images)] for part in (both[:20], both[20:])
     )
-    assert sorted(first) == sorted(second) == sorted(examples.images)
-    assert first != second != list(examples.images)
+    assert sorted(first) == sorted(second) == sorted(examples.images())
+    assert first != second != list(examples.images())
 
 
 def test_labels_stay_with_their_images(examples, preprocess):
-    label_of = dict(zip(examples.images, examples.labels))
+    label_of = dict(zip(examples.images(), examples.labels))
     for images, labels in batches(examples, preprocess):
         assert [label_of[key] for key in keys(images)] == list(labels)
 
@@ -87,12 +87,12 @@ def test_fewer_examples_than_a_batch_are_repeated(examples, preprocess):
     few = examples.take(np.arange(7))
     ((images, _),) = batches(few, preprocess, batch_size=16)
     assert len(images) == 16
-    assert set(keys(images)) == set(few.images)
+    assert set(keys(images)) == set(few.images())
 
 
 def test_labelled_examples_are_appended_anew_in_every_batch(examples, preprocess):
     masked = examples.with_labels(data.mask_labels(examples.labels, 30, seed=1))
-    known = set(np.array(masked.images)[masked.labels >= 0])
+    known = set(masked.images()[masked.labels >= 0])
     found = batches(masked, preprocess, labelled_batch_size=10)
     tails = [keys(images[100:]) for images, _ in found]
     assert all(len(images) == 110 for images, _ in found)
@@ -118,14 +118,14 @@ def test_more_labels_than_there_are_is_an_error(examples):
 def test_validation_is_disjoint_and_seeded(examples):
     train, validation = data.split_validation(examples, 0.05, seed=0)
     assert (len(train), len(validation)) == (1_900, 100)
-    assert sorted([*train.images, *validation.images]) == sorted(examples.images)
+    assert sorted([*train.images(), *validation.images()]) == sorted(examples.images())
     again = data.split_validation(examples, 0.05, seed=0)[1]
-    assert list(again.images) == list(validation.images)
-    assert list(data.split_validation(examples, 0.05, seed=1)[1].images) != list(again.images)
+    assert list(again.images()) == list(validation.images())
+    assert list(data.split_validation(examples, 0.05, seed=1)[1].images()) != list(again.images())
 
 
 def test_streaming_shows_what_is_not_set_aside_in_a_new_order(examples, training_files, preprocess):
-    stream, validation = data.open_stream([training_files], 0.05)
+    stream, validation = data.open_stream([training_files], 0.05, 0, seed=0)
     assert (len(stream), len(validation)) == (1_900, 100)
     dataset = data.streamed_batches(
         stream, preprocess, batch_size=100, seed=0, first_epoch=0, epochs=2, context=ONE
@@ -133,12 +133,46 @@ def test_streaming_shows_what_is_not_set_aside_in_a_new_order(examples, training
     found = [keys(images.numpy()) for images, _ in dataset]
     assert len(found) == 38
     seen = sorted(key for batch in found[:19] for key in batch)
-    assert sorted([*seen, *validation.images]) == sorted(examples.images)
+    assert sorted([*seen, *validation.images()]) == sorted(examples.images())
     assert found[0] != found[19]
     resumed = data.streamed_batches(
         stream, preprocess, batch_size=100, seed=0, first_epoch=1, epochs=2, context=ONE
     )
     assert keys(next(iter(resumed))[0].numpy()) == found[19]
+
+
+@pytest.mark.parametrize("budget", [30, None])
+def test_streaming_shows_the_labels_of_the_budget_and_no_others(
+    examples, training_files, preprocess, budget
+):
+    stream, validation = data.open_stream([training_files], 0.05, budget, seed=0)
+    assert (validation.labels >= 0).any() == (budget is None)
+    dataset = data.streamed_batches(
+        stream,
+        preprocess,
+        batch_size=100,
+        labelled_batch_size=10 if budget else 0,
+        seed=0,
+        first_epoch=0,
+        epochs=1,
+        context=ONE,
+    )
+    label_of = dict(zip(examples.images(), examples.labels))
+    shown = set()
+    for images, labels in dataset:
+        truth = [label_of[key] for key in keys(images.numpy())]
+        seen = labels.numpy() >= 0
+        np.testing.assert_array_equal(labels.numpy()[seen], np.array(truth)[seen])
+        assert seen.sum() == (10 if budget else 100)
+        shown |= {key for key, known in zip(keys(images.numpy()), seen) if known}
+    assert shown.isdisjoint(validation.images())
+    assert len(shown) == (1_900 if budget is None else 30)
+
+
+def test_an_image_takes_its_pixels_and_no_second_copy(examples):
+    train, validation = data.split_validation(examples, 0.05, seed=0)
+    assert train.pixels is validation.pixels is examples.pixels
+    assert examples.pixels.nbytes == 784 * len(examples)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -65,8 +65,19 @@ def test_the_same_configuration_gives_the_same_loss_and_another_seed_another(mak
     assert losses[0] != pytest.approx(losses[2], abs=1e-6)
 
 
-def test_a_streamed_training_learns_as_much(make_job):
-    in_memory, streamed = make_job(name="memory"), make_job(name="streamed", streaming=True)
+@pytest.mark.parametrize(
+    "model", ["simple", pytest.param("supervised_aae", marks=pytest.mark.slow)]
+)
+def test_a_streamed_training_learns_as_much(make_job, model):
+    in_memory, streamed = (
+        make_job(
+            model,
+            str(streaming),
+            {"hidden": [64, 64]} if "aae" in model else {},
+            streaming=streaming,
+        )
+        for streaming in (False, True)
+    )
     for job in (in_memory, streamed):
         run_fn.train(job)
     losses = [run_fn.history(job)[-1]["loss"] for job in (in_memory, streamed)]
