@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from tfx.dsl.components.base.base_component import BaseComponent
@@ -13,6 +14,8 @@ from pipeline import code_digest, config, nodes
 from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
 from pipeline.pipeline import create_pipeline
 
+# TFX writes the Trainer's module there as soon as a pipeline is made.
+ROOT = tempfile.TemporaryDirectory()
 PROJECT = pathlib.Path(code_digest.__file__).parent.parent
 
 
@@ -29,7 +32,7 @@ def graphs():
     """References by node: of a run with each of two models, tuned, and of a continuous run."""
     found = {}
     for model in ("simple", "vae"):
-        conf = config.parse({"root": "/r", "model": model, "tuner": {"enabled": True}})
+        conf = config.parse({"root": ROOT.name, "model": model, "tuner": {"enabled": True}})
         found[model] = references(create_pipeline(conf, data_folder="/d"), conf)
     run = SpanRun(3, 1, "/golden")
     continuous = create_continuous_pipeline(conf, run, spans_folder="/s")
@@ -86,7 +89,7 @@ def test_the_digest_is_the_same_wherever_the_project_lies(installed, graphs):
 
 
 def test_every_component_has_its_own_as_a_parameter():
-    conf = config.parse({"root": "/r", "model": "simple"})
+    conf = config.parse({"root": ROOT.name, "model": "simple"})
     for pipeline in (
         create_pipeline(conf, data_folder="/d"),
         create_continuous_pipeline(conf, SpanRun(3, 1, "/g"), spans_folder="/s"),
@@ -160,7 +163,7 @@ def test_imports_in_functions_and_modules_in_strings_are_found(installed):
 
 
 def test_workers_of_a_cluster_are_covered():
-    conf = config.parse({"root": "/r", "model": "simple"})
+    conf = config.parse({"root": ROOT.name, "model": "simple"})
     workers = {"launcher": "kubeflow.workers:launch"}
     graph = references(create_pipeline(conf, data_folder="/d", workers=workers), conf)
     assert "kubeflow.workers" in code_digest.files(graph["Trainer"])

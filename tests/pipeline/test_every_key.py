@@ -4,6 +4,7 @@ import copy
 import functools
 import pathlib
 import re
+import tempfile
 
 import pydantic
 import pytest
@@ -16,9 +17,12 @@ from pipeline import config
 from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
 from pipeline.pipeline import create_pipeline
 
+# TFX writes the Trainer's module under the root as soon as it is wired.
+ROOT = tempfile.TemporaryDirectory()
+
 # On which nearly every key has something to say.
 BASE = {
-    "root": "/runs",
+    "root": f"{ROOT.name}/runs",
     "model": {"name": "simple"},
     "tuner": {"enabled": True},
     "kubeflow": {"workers": {"count": 2}},
@@ -29,7 +33,7 @@ BASE = {
 # Kubeflow Pipelines gets.
 WIRED = {
     "name": ("once", "another"),
-    "root": ("once", "/elsewhere"),
+    "root": ("once", f"{ROOT.name}/elsewhere"),
     "cache": ("once", False),
     "data.keep_labels": ("once", [1]),
     "data.drop_labels": ("once", [1]),

@@ -1,6 +1,7 @@
 """Both pipelines, as compiled: what is wired, and that nothing is dropped on the way."""
 
 import json
+import tempfile
 
 import pytest
 from tfx.dsl.compiler import compiler
@@ -9,6 +10,8 @@ from pipeline import config
 from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
 from pipeline.pipeline import create_pipeline
 
+# TFX writes the Trainer's module under the root as soon as a pipeline is made.
+ROOT = tempfile.TemporaryDirectory()
 WORKERS = {"launcher": "kubeflow.workers:launch", "count": 2}
 
 
@@ -22,7 +25,7 @@ def continuous(conf, cold=False, **options):
 
 
 def make(**values):
-    return config.parse({"root": "/runs", "model": "simple", **values})
+    return config.parse({"root": ROOT.name, "model": "simple", **values})
 
 
 def compiled(pipeline):

@@ -198,4 +198,4 @@ def test_the_component_has_the_standard_channels() -> None:
         latency_budget_ms=250.0,
     )
     assert node.outputs["blessing"].type is standard_artifacts.InfraBlessing
-    assert node.spec.exec_properties["num_examples"] == 32
+    assert node.spec.exec_properties["latency_budget_ms"] == 250.0

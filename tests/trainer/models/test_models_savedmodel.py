@@ -68,8 +68,8 @@ def _named(f):
 @pytest.fixture(scope="module")
 def served(request, trained, digits, tmp_path_factory) -> dict[str, tuple[dict, dict]]:
     """For each family that is asked for the outputs in memory and in the fresh process."""
-    asked = {i.callspec.params["name"] for i in request.session.items if "served" in i.fixturenames}
-    families = [name for name in FAMILIES if name in asked]
+    asked = [i.callspec for i in request.session.items if i.path == request.path]
+    families = [name for name in FAMILIES if name in {spec.params["name"] for spec in asked}]
     root = tmp_path_factory.mktemp("served")
     expected = {}
     for name in families:
