@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 
@@ -29,8 +30,7 @@ def make_strategy(name: StrategyName) -> tf.distribute.Strategy:
         return tf.distribute.get_strategy()
     if name in ("auto", "mirrored"):
         kind = "GPU" if gpus else "CPU"
-        devices = [device.name for device in tf.config.list_logical_devices(kind)]
-        return tf.distribute.MirroredStrategy(devices)
+        return _mirrored(tuple(device.name for device in tf.config.list_logical_devices(kind)))
     if not os.environ.get("TF_CONFIG"):
         raise ValueError(
             "strategy multi_worker needs the environment variable TF_CONFIG, such as "
@@ -38,6 +38,12 @@ def make_strategy(name: StrategyName) -> tf.distribute.Strategy:
             '"task": {"type": "worker", "index": 0}}'
         )
     return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One for all trainings of a process: a second would take up the first's collectives."""
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def is_chief() -> bool:

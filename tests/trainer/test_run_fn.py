@@ -163,6 +163,7 @@ def run_on_devices(count, *jobs):
         capture_output=True,
         text=True,
         check=False,
+        timeout=1_800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
