@@ -40,6 +40,7 @@ SHARED = ("trained_run", "trained")
 FIRST = ("trained", "trainer/test_run_fn.py", "kubeflow/test_node.py", "trained_run")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deals the tests out to workers, those last that add runs to the shared root."""
     for item in items:
