@@ -31,6 +31,10 @@ COMMANDS = {
     "decompress": ("pipeline.commands.uses:decompress", "turn a compressed file into images"),
     "infer": ("pipeline.commands.uses:infer", "run many images through a model, on Beam"),
     "serve": ("pipeline.commands.serving:serve", "serve a pushed model over gRPC and REST"),
+    "play": (
+        "pipeline.commands.serving:play",
+        "draw digits on a page, see what a model makes of them",
+    ),
     "predict": (
         "pipeline.commands.predict:predict",
         "reconstruct images; writes original and reconstruction side by side",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -81,6 +82,11 @@ class Outputs:
     model: pathlib.Path
     index: pathlib.Path
 
+    @property
+    def train_index(self) -> list[str]:
+        """The index of the training split, as Parquet files."""
+        return sorted(str(path) for path in (self.index / "Split-train").glob("*.parquet"))
+
 
 def outputs(root: str, record: RunRecord) -> Outputs:
     """Where a run's model and index are.
@@ -98,3 +104,13 @@ def outputs(root: str, record: RunRecord) -> Outputs:
             )
         folders[name] = pathlib.Path(artifacts[-1].uri)
     return Outputs(folders["Model"] / _SERVING_FOLDER, folders["ImageIndex"])
+
+
+def index_of(root: str, servable: str, version: int) -> list[str]:
+    """The image index of the run that pushed a version, as Parquet files; empty without one."""
+    for record in complete_runs(root):
+        pushed = record.properties.get("servable"), record.pushed_version
+        if pushed == (servable, str(version)):
+            with contextlib.suppress(UserError):
+                return outputs(root, record).train_index
+    return []

@@ -237,6 +237,17 @@ class ReconstructionClient:
         outputs = (contract.PROBABILITIES, contract.LABEL)
         return Classification(*self._rows(contract.CLASSIFY, inputs, outputs))
 
+    @property
+    def model(self) -> str:
+        """The model's name on the server."""
+        return self._transport.address.model
+
+    def answering(self) -> int:
+        """The version that answers now."""
+        version = self._transport.pinned().address.version
+        assert version is not None
+        return version
+
     def status(self) -> list[VersionStatus]:
         """The model's versions on the server, highest first."""
         return self._transport.status()

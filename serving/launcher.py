@@ -300,10 +300,11 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
     server = EmbeddedServer(options)
     # Until it listens there is nothing to drain: a signal just ends the process.
     server.start()
-    with _on_signals(quit_event.set):
+    with on_signals(quit_event.set):
         try:
             versions = server.models.available().get(plan.folder.name, [])
-            _announce(plan, server.address, server.rest_address or "", versions, say)
+            page = f"{_scheme(plan)}://{server.rest_address}/"
+            _announce(plan, server.address, server.rest_address or "", versions, page, say)
             quit_event.wait()
             say("stopping: finishing the requests under way")
         finally:
@@ -322,7 +323,7 @@ def _allow_many_connections() -> None:
 
 
 @contextlib.contextmanager
-def _on_signals(act: Callable[[], None]) -> Any:
+def on_signals(act: Callable[[], None]) -> Any:
     """Acts on SIGTERM and SIGINT while the block runs (in the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -355,11 +356,12 @@ def _serve_process(command: Sequence[str], plan: Plan, say: Callable[[str], None
     host = "localhost" if plan.host in ("0.0.0.0", "::") else plan.host
     address = f"{host}:{plan.port}"
     transport = GrpcTransport(Address(address, plan.folder.name, timeout=2.0, retries=0))
-    with _on_signals(stop), contextlib.closing(transport):
+    with on_signals(stop), contextlib.closing(transport):
         try:
             versions = _await_process(process, transport, plan, stopping)
             if versions:
-                _announce(plan, address, f"{host}:{plan.rest_port}", versions, say)
+                page = f"mnist-ae play --target {address} --model {plan.folder.name}"
+                _announce(plan, address, f"{host}:{plan.rest_port}", versions, page, say)
             code = process.wait()
         except BaseException:
             process.terminate()
@@ -389,18 +391,27 @@ def _await_process(
     return []
 
 
+def _scheme(plan: Plan) -> str:
+    return "https" if plan.options.get("tls") is not None else "http"
+
+
 def _announce(
-    plan: Plan, grpc: str, rest: str, versions: Sequence[int], say: Callable[[str], None]
+    plan: Plan,
+    grpc: str,
+    rest: str,
+    versions: Sequence[int],
+    page: str,
+    say: Callable[[str], None],
 ) -> None:
     name = plan.folder.name
     numbers = ", ".join(map(str, sorted(versions)))
     say(f"serving {name}, version{'s' if len(versions) > 1 else ''} {numbers}")
     say(f"  gRPC {grpc}")
-    scheme = "https" if plan.options.get("tls") is not None else "http"
-    say(f"  REST {scheme}://{rest}/v1/models/{name}")
+    say(f"  REST {_scheme(plan)}://{rest}/v1/models/{name}")
     ours = (plan.folder.version_path(max(plan.folder.versions)) / contract.METADATA_FILE).is_file()
     if ours:
+        say(f"  page {page}")
         say(f"try: mnist-ae predict IMAGE --target {grpc} --model {name} --out out/")
     else:
-        say(f"try: curl {scheme}://{rest}/v1/models/{name}/metadata")
+        say(f"try: curl {_scheme(plan)}://{rest}/v1/models/{name}/metadata")
     say("ready")

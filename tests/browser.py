@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from tornado import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -30,6 +31,12 @@ _FLAGS = (
 def find() -> str | None:
     """A browser on this machine."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+needs_browser = pytest.mark.skipif(
+    find() is None,
+    reason="no Chromium on the PATH; 'apt-get install chromium' as root, which .ci/run does",
+)
 
 
 class Page:
@@ -62,6 +69,34 @@ class Page:
         deadline = time.monotonic() + _TIMEOUT
         while self.evaluate("document.readyState") != "complete":
             assert time.monotonic() < deadline, "the page does not load"
+
+    def wait_for(self, expression: str) -> Any:
+        """A JavaScript expression's value, once it is true."""
+        deadline = time.monotonic() + _TIMEOUT
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, (expression, self.problems)
+            time.sleep(0.02)
+        return value
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Presses the mouse at the first point, in CSS pixels, and lets go at the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*points, points[-1]]):
+            self.call(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1,
+                clickCount=1,
+            )  # fmt: skip
+
+    def press(self, *keys: str) -> None:
+        """Presses keys, called as JavaScript does."""
+        for key in keys:
+            text = {"Enter": "\r", " ": " "}.get(key, "")
+            code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
+            for kind in ("keyDown", "keyUp"):
+                self.call(
+                    "Input.dispatchKeyEvent", type=kind, key=key, text=text * (kind == "keyDown"),
+                    windowsVirtualKeyCode=code,
+                )  # fmt: skip
 
     def evaluate(self, expression: str) -> Any:
         """A JavaScript expression's value."""

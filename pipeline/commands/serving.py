@@ -1,8 +1,9 @@
-"""``mnist-ae serve``, ``status`` and ``rollout``: pushed models and their versions."""
+"""``mnist-ae serve``, ``play``, ``status`` and ``rollout``: pushed models, their versions."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ def serve(
     """
     import logging
 
-    from pipeline import console
+    from pipeline import console, runs
     from serving import launcher
 
     folder = locate.find(model, pathlib.Path(root))
@@ -86,6 +87,7 @@ def serve(
         "max_message_bytes": max_message_mb * 2**20,
         "drain_timeout": drain_seconds,
         "max_load_retries": load_retries,
+        "index_of": functools.partial(runs.index_of, root),
     }
     if bool(tls_cert) != bool(tls_key) or (tls_client_ca and not tls_cert):
         raise InputError("TLS needs --tls-cert and --tls-key together")
@@ -105,6 +107,33 @@ def serve(
         extra,
     )
     return launcher.serve(plan, backend, lambda text: print(text, flush=True))
+
+
+@command()
+@options.together(*connection.OPTIONS)
+@option("--port", "port of the page, on this machine; 0 is any free one", type=PORT, default=8600)
+def play(root: str, model: str | None, port: int, **others: Any) -> None:
+    """Offer a page to try a model on until SIGTERM or Ctrl-C; says `ready` when it answers.
+
+    Draw a digit and see what the model makes of it. `mnist-ae serve` with the embedded server
+    offers the same page beside REST.
+    """
+    import threading
+
+    from pipeline import runs
+    from serving import launcher
+    from serving.play import Proxy
+
+    ended = threading.Event()
+    with (
+        connection.client(root, model, **others) as client,
+        Proxy(client, port, functools.partial(runs.index_of, root)) as proxy,
+        launcher.on_signals(ended.set),
+    ):
+        print(
+            f"{client.model}, version {client.answering()}\n  page {proxy.url}\nready", flush=True
+        )
+        ended.wait()
 
 
 @command()

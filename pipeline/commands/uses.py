@@ -50,7 +50,7 @@ def search(
     console.quieten()
     queries = np.concatenate([one.images for one in loaded])
     names = [name for one in loaded for name in one.names]
-    index = sorted(str(path) for path in (outputs.index / "Split-train").glob("*.parquet"))
+    index = outputs.train_index
     if not index:
         raise UserError(f"{outputs.index}: holds no index; run the same model again")
     hits, pictures = search.search(str(outputs.model), index, queries, k)

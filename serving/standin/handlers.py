@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from serving import contract, protos, wire
+from serving.play import Served
 from serving.standin.metrics import Metrics
 from serving.standin.models import Models
 from serving.standin.predict import Order, read_request
 from serving.standin.servable import Servable
 from serving.standin.settings import models_of
-from serving.standin.status import invalid_argument
+from serving.standin.status import StatusError, invalid_argument
 
 _log = logging.getLogger(__name__)
 _SIGNATURE_DEF = "signature_def"
@@ -103,6 +104,17 @@ class Handlers:
                 entry.status.error_code = item.error.code.value[0]
                 entry.status.error_message = item.error.message
         return response
+
+    def served(self) -> dict[str, Served]:
+        """What answers for each model that has a version loaded."""
+        found = {}
+        for name in self._models.available():
+            with contextlib.suppress(StatusError), self._models.lease(name) as servable:
+                inputs = {
+                    key: list(signature.inputs) for key, signature in servable.signatures.items()
+                }
+                found[name] = Served(servable.version, inputs)
+        return found
 
     def reload(self, request: Any, seconds: float | None) -> Any:
         """Obeys a ``ReloadConfigRequest`` within ``seconds``; see :meth:`Models.reload`."""

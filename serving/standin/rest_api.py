@@ -19,13 +19,14 @@ import threading
 import time
 import urllib.parse
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.protobuf import json_format
 from tornado import httpserver, httputil, iostream, netutil
 
 from serving import protos
 from serving.errors import InputError, ServerStartError
+from serving.play import Answer, Page
 from serving.standin import json_form, metrics
 from serving.standin.handlers import Handlers
 from serving.standin.metrics import Metrics
@@ -51,25 +52,21 @@ _REASONS = {499: "Client Closed Request", **httputil.responses}
 _TIMEOUT = 30.0
 
 
-class Answer(NamedTuple):
-    """What goes back over HTTP."""
-
-    status: int
-    kind: str
-    body: str
-
-
 class RestApi:
     """What each path answers, without the network.
 
     Args:
       max_bytes: Of a body, unpacked.
+      page: Answers beside the API.
     """
 
-    def __init__(self, handlers: Handlers, server_metrics: Metrics, max_bytes: int) -> None:
+    def __init__(
+        self, handlers: Handlers, server_metrics: Metrics, max_bytes: int, page: Page
+    ) -> None:
         self._handlers = handlers
         self._metrics = server_metrics
         self._max_bytes = max_bytes
+        self._page = page
 
     def answer(self, method: str, path: str, body: bytes, zipped: bool) -> Answer:
         """Answers one request.
@@ -85,7 +82,7 @@ class RestApi:
         if _BAD_ESCAPE.search(path):
             return _html(400)
         if not _API.fullmatch(path):
-            return _html(404)
+            return self._page.answer(method, path, body) or _html(404)
         try:
             if method == "POST" and (match := _PREDICTION.fullmatch(path)):
                 return _json(200, self._counted(match, body, zipped))

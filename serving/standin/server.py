@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from serving.errors import InputError, ServerStartError
+from serving.play import Page
 from serving.standin import grpc_api
 from serving.standin.handlers import RELOAD_TIMEOUT, Handlers
 from serving.standin.metrics import Metrics
@@ -168,7 +169,8 @@ class EmbeddedServer:
                 "machine's; choose another with --port"
             )
         if options.rest_port is not None:
-            api = RestApi(self.handlers, self.metrics, options.max_message_bytes)
+            page = Page(self.handlers.served, options.index_of)
+            api = RestApi(self.handlers, self.metrics, options.max_message_bytes, page)
             self._rest = RestServer(api, options)
             self.rest_port = self._rest.start()
         server.start()

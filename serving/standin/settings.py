@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from serving import protos
+from serving.play import IndexOf
 from serving.standin.status import invalid_argument
 
 MIB = 2**20
@@ -73,6 +74,7 @@ class ServerOptions:
       max_load_retries: Further tries after a failed load.
       load_retry_interval: Seconds between them.
       drain_timeout: Seconds that requests under way have when stopping.
+      index_of: Where a version's image index is, for the page.
       config_file: Read every ``poll_interval`` when it changed or appeared.
       real_reloads: For tests: configurations are applied as TensorFlow Serving
         does it. The file at every poll, changed or not; labels first, and
@@ -93,6 +95,7 @@ class ServerOptions:
     max_load_retries: int = 2
     load_retry_interval: float = 1.0
     drain_timeout: float = 30.0
+    index_of: IndexOf | None = None
     config_file: str | None = None
     real_reloads: bool = False
 

@@ -10,15 +10,11 @@ import pytest
 from components.mnist_example_gen import idx
 from pipeline import history
 from tests import browser
+from tests.browser import needs_browser
 
 ALWAYS = (
     "reconstructions", "losses", "training", "errors", "anomalies", "codes", "search", "card", "run"
 )  # fmt: skip
-
-needs_browser = pytest.mark.skipif(
-    browser.find() is None,
-    reason="no Chromium on the PATH; 'apt-get install chromium' as root, which .ci/run does",
-)
 
 
 def page_of(cli, root, name="simple") -> pathlib.Path:

@@ -1,0 +1,281 @@
+"""A page to try a model on: what it asks for, and a small proxy that answers it.
+
+The page (``play.html``) speaks TensorFlow Serving's REST API, so that the
+stand-in server answers most of it as it is. :class:`Page` answers the rest; a
+:class:`Proxy` all of it, for any server, through the project's own client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import pathlib
+import sys
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from serving import contract, errors
+
+if TYPE_CHECKING:
+    from serving.client import ReconstructionClient
+
+# Given a model's name and a version: the Parquet files of its image index, none where it has none.
+IndexOf = Callable[[str, int], Sequence[str]]
+
+_NEIGHBOURS = 8
+# Of a request: a drawing is 3 kB, the longest code 30.
+_MAX_BYTES = 2**20
+_HERE = ("127.0.0.1", "localhost")
+# The calls that are passed on, and what comes back.
+_CALLS = {
+    contract.RECONSTRUCT: (
+        contract.RECONSTRUCTION,
+        contract.RECONSTRUCTION_ERROR,
+        contract.CODE,
+        contract.IS_ANOMALY,
+    ),
+    contract.SCORE: (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY),
+    contract.ENCODE: (contract.CODE,),
+    contract.DECODE: (contract.RECONSTRUCTION,),
+    contract.GENERATE: (contract.IMAGES,),
+    contract.CLASSIFY: (contract.PROBABILITIES, contract.LABEL),
+}
+_TYPES = {
+    contract.IMAGES: np.uint8,
+    contract.CODE: np.float32,
+    contract.LABEL: np.int64,
+    contract.SEED: np.int64,
+}
+
+
+class Served(NamedTuple):
+    """What answers for a model: the version, and its signatures' inputs by signature."""
+
+    version: int
+    signatures: Mapping[str, Sequence[str]]
+
+
+class Answer(NamedTuple):
+    """What goes back over HTTP."""
+
+    status: int
+    kind: str
+    body: str
+
+
+class Page:
+    """The page, which models there are, and the neighbours of a code.
+
+    Args:
+      describe: The models that answer now, by name.
+      index_of: Where their image indices are.
+    """
+
+    def __init__(
+        self, describe: Callable[[], Mapping[str, Served]], index_of: IndexOf | None = None
+    ) -> None:
+        self._describe = describe
+        self._index_of = index_of or (lambda name, version: ())
+        self._index = functools.lru_cache(maxsize=2)(self._read_index)
+
+    def answer(self, method: str, path: str, body: bytes) -> Answer | None:
+        """Answers a request; None where it is not the page's."""
+        path = path.partition("?")[0]
+        try:
+            if path == "/" and method in ("GET", "HEAD"):
+                text = pathlib.Path(__file__).with_name("play.html").read_text(encoding="utf-8")
+                return Answer(200, "text/html; charset=utf-8", text)
+            if path == "/play/models" and method == "GET":
+                found = {name: served._asdict() for name, served in self._describe().items()}
+                return _json({"models": found})
+            if path == "/play/neighbours" and method == "POST":
+                return _json({"neighbours": self._neighbours(_parse(body))})
+        except errors.Error as error:
+            return _refusal(error)
+        return None
+
+    def _neighbours(self, asked: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """Of a code the nearest training images, nearest first; None without an index."""
+        from serving.uses.columns import IMAGE, LABEL
+        from serving.uses.neighbours import nearest
+
+        name, code = asked.get("model"), _array(asked.get("code"), contract.CODE)
+        served = self._describe().get(name) if isinstance(name, str) else None
+        index = self._index(name, served.version) if served else None
+        if index is None or code.shape != index[contract.CODE].shape[1:]:
+            return None
+        if not np.isfinite(code).all():
+            raise errors.InputError("the code has values that are no numbers")
+        rows, distances = nearest(index[contract.CODE], code[np.newaxis], _NEIGHBOURS)
+        return [
+            {
+                "image": index[IMAGE][row].ravel().tolist(),
+                "label": int(index[LABEL][row]),
+                "distance": float(distance),
+            }
+            for row, distance in zip(rows[0], distances[0])
+        ]
+
+    def _read_index(self, name: str, version: int) -> dict[str, np.ndarray] | None:
+        from serving.uses.columns import IMAGE, LABEL, read_columns
+
+        paths = self._index_of(name, version)
+        return read_columns(paths, (IMAGE, LABEL, contract.CODE)) if paths else None
+
+
+class Proxy(http.server.ThreadingHTTPServer):
+    """The page of one model on this machine; what it asks goes on through a client.
+
+    Usable as a context manager: answers when entered.
+
+    Args:
+      port: 0 is any free one.
+
+    Raises:
+      InputError: The port cannot be had.
+      ServingError: The client's server does not answer, or has no such model.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self, client: ReconstructionClient, port: int, index_of: IndexOf | None = None
+    ) -> None:
+        self._client = client
+        self._page = Page(self._describe, index_of)
+        self._describe()
+        try:
+            super().__init__((_HERE[0], port), _Handler)
+        except OSError as error:
+            raise errors.InputError(
+                f"cannot listen on {_HERE[0]}:{port}: {error.strerror}; choose another with --port"
+            ) from None
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{_HERE[0]}:{self.server_port}/"
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.serve_forever, name="play", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, address: Any) -> None:
+        """Says nothing of a browser that has gone."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, address)
+
+    def answer(self, method: str, path: str, body: bytes) -> Answer:
+        """Answers one request."""
+        answer = self._page.answer(method, path, body)
+        if answer is not None:
+            return answer
+        if method == "POST" and urllib.parse.unquote(path) == f"/v1/models/{self._name}:predict":
+            try:
+                return _json({"outputs": self._predict(_parse(body))})
+            except errors.Error as error:
+                return _refusal(error)
+        return _json({"error": f"there is nothing at {path[:200]}"}, 404)
+
+    @property
+    def _name(self) -> str:
+        return self._client.model
+
+    def _describe(self) -> dict[str, Served]:
+        signatures = {name: sorted(info.inputs) for name, info in self._client.metadata().items()}
+        return {self._name: Served(self._client.answering(), signatures)}
+
+    def _predict(self, asked: Mapping[str, Any]) -> Any:
+        signature, inputs = asked.get("signature_name"), asked.get("inputs")
+        if (
+            not isinstance(signature, str)
+            or not isinstance(inputs, dict)
+            or signature not in _CALLS
+            or inputs.keys() - _TYPES.keys()
+        ):
+            raise errors.InputError(f"the page has no call of {signature!r} with these inputs")
+        outputs = _CALLS[signature]
+        arrays = {alias: _array(value, alias) for alias, value in inputs.items()}
+        found = self._client.call(signature, arrays, outputs)
+        plain = {alias: np.asarray(found[alias]).tolist() for alias in outputs}
+        return plain if len(plain) > 1 else plain[outputs[0]]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+    server: Proxy
+
+    def _get(self) -> None:
+        self._respond(self._answer(b""))
+
+    def _post(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if length.isdecimal() and len(length) < 10 and int(length) <= _MAX_BYTES:
+            self._respond(self._answer(self.rfile.read(int(length))))
+        else:
+            self.close_connection = True
+            self._respond(_json({"error": f"a body has 0 to {_MAX_BYTES} bytes"}, 413))
+
+    do_GET = do_HEAD = _get  # noqa: N815
+    do_POST = _post  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: what goes wrong is told on the page."""
+
+    def _answer(self, body: bytes) -> Answer:
+        # Another site's name that leads here is no way in.
+        with contextlib.suppress(ValueError):
+            if urllib.parse.urlsplit(f"//{self.headers.get('Host')}").hostname in _HERE:
+                return self.server.answer(self.command, self.path, body)
+        return _json({"error": f"the page is at {self.server.url}"}, 403)
+
+    def _respond(self, answer: Answer) -> None:
+        payload = answer.body.encode()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(payload)
+
+
+def _refusal(error: errors.Error) -> Answer:
+    """The answer that says what went wrong: 400 where it was asked badly, else 502."""
+    return _json({"error": " ".join(str(error).split())}, 400 if error.exit_code == 2 else 502)
+
+
+def _json(document: Any, status: int = 200) -> Answer:
+    return Answer(status, "application/json", json.dumps(document))
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise errors.InputError("the body is no JSON object")
+    return document
+
+
+def _array(value: Any, alias: str) -> np.ndarray:
+    """Nested lists as the input of that name; a number that it cannot hold is refused."""
+    wanted = _TYPES[alias]
+    with contextlib.suppress(ValueError), np.errstate(invalid="ignore", over="ignore"):
+        given = np.array(value)
+        if given.dtype.kind in "iuf":
+            array = given.astype(wanted)
+            if wanted is np.float32 or np.array_equal(array, given):
+                return array
+    raise errors.InputError(f"{alias!r} is no array of {wanted.__name__}")
