@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 
 import numpy as np
@@ -154,3 +155,27 @@ def test_a_rollout_and_a_server_that_goes_another_way(run: Run, tmp_path: pathli
         before = file.read_text()
     clear(3, run("rollout", "canary", 10, *live), "no server answers", server.address)
     assert file.read_text() == before
+
+
+def test_play_in_a_process(pushed: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "play", "--root", str(pushed), "--port", "0"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline().strip() for _ in range(3)]
+        assert said[0] == "autoencoder, version 1700000009" and said[2] == "ready"
+        with urllib.request.urlopen(said[1].removeprefix("page ")) as answer:
+            assert b"<title>Try a model</title>" in answer.read()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_where_there_is_nothing_to_play_with(run: Run, pushed: pathlib.Path) -> None:
+    asked = ("play", "--root", pushed)
+    clear(2, run(*asked, "--target", "nonsense"), "not host:port")
+    clear(2, run(*asked, "--model", "nothing"), "no model 'nothing'")
+    clear(3, run(*asked, "--target", "localhost:1", "--timeout", "1"), "no server answers")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        clear(2, run(*asked, "--port", str(port)), f"127.0.0.1:{port}", "--port")
