@@ -87,6 +87,14 @@ class Page:
                 clickCount=1,
             )  # fmt: skip
 
+    def swipe(self, *points: tuple[float, float]) -> None:
+        """Puts a finger on the first point, in CSS pixels, and takes it off at the last."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        kinds = ["touchStart", *["touchMove"] * (len(points) - 1)]
+        for kind, (x, y) in zip(kinds, points):
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def press(self, *keys: str) -> None:
         """Presses keys, called as JavaScript does."""
         for key in keys:

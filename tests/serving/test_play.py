@@ -341,6 +341,27 @@ def test_phones_and_desks_light_and_dark(proxy: Proxy) -> None:
 
 
 @browser.needs_browser
+def test_a_finger_draws_and_drags_and_does_not_scroll(proxy: Proxy) -> None:
+    with browser.open_page(proxy.url) as page:
+        page.resize(390)
+        page.wait_for("document.querySelectorAll('#samples li').length")
+        stroke = [middle(page, "#pad", 0.5, y) for y in (0.1, 0.5, 0.9)]
+        before = page.evaluate("scrollY")
+        page.swipe(*stroke)
+        settled(page, ERROR, "")
+        assert page.evaluate("[strokes.length, strokes[0].length >= 3, scrollY]") == [
+            1,
+            True,
+            before,
+        ]
+        page.wait_for(PAINTED + "('decoded')")
+        decoded = page.evaluate(PIXELS.format("decoded"))
+        page.swipe(middle(page, ".bar", 0.5, 0.9), middle(page, ".bar", 0.5, 0.1))
+        settled(page, PIXELS.format("decoded"), decoded)
+        assert page.problems == []
+
+
+@browser.needs_browser
 def test_what_a_model_cannot_do_is_hidden(
     start_server: StartServer, tmp_path: pathlib.Path
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from pipeline import runs
 from serving.uses.neighbours import agreement, choose_queries, nearest
 
 
@@ -65,3 +66,11 @@ def test_a_training_image_finds_itself(trained_run, digits, tmp_path, cli):
 def test_what_cannot_be_searched_is_said(trained_run, tmp_path, cli):
     done = cli("search", str(tmp_path / "none.png"), "--root", str(trained_run.root))
     assert done.returncode == 2 and "none.png" in done.stderr
+
+
+def test_the_index_of_a_pushed_version_is_that_of_its_run(trained_run):
+    root, version = str(trained_run.root), trained_run.result["pushed_version"]
+    files = runs.index_of(root, "simple", int(version))
+    assert files and all("ImageIndex" in file for file in files)
+    assert runs.index_of(root, "simple", int(version) - 1) == []
+    assert runs.index_of(root, "vae", int(version)) == []
