@@ -87,7 +87,8 @@ python_command() { # one command that brings one of these Pythons
   for version in "$@"; do
     case "$FAMILY" in
       *' debian '* | *' ubuntu '*)
-        if apt-cache show "python$version" 2>&1 | grep -qx "Package: python$version"; then
+        # Read to its end: pipefail would blame what is cut off.
+        if apt-cache show "python$version" 2>&1 | grep -x "Package: python$version" >/dev/null; then
           packages_command "$version"
           return
         fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -16,7 +17,7 @@ ORDINARY = (
     "readlink cksum flock touch ls"
 ).split()
 # A Python as the script asks for one: its version, and a folder of headers.
-PYTHON = """#!/bin/sh
+PYTHON = """
 [ "$3" = {version} ] || exit 3
 printf '%s\\n' "$0" {headers}
 """
@@ -40,11 +41,13 @@ class Machine:
     def has(self, name: str) -> None:
         (self.bin / name).symlink_to(shutil.which(name))
 
+    def has_script(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(f"#!/bin/bash\n{text}\n")
+        (self.bin / name).chmod(0o755)
+
     def has_python(self, version: str, headers: pathlib.Path) -> None:
         """Puts a Python in the PATH that runs nothing but the script's question."""
-        program = self.bin / f"python{version}"
-        program.write_text(PYTHON.format(version=version, headers=headers))
-        program.chmod(0o755)
+        self.has_script(f"python{version}", PYTHON.format(version=version, headers=headers))
 
     def set_up(self, *arguments: str) -> subprocess.CompletedProcess:
         environment = {"PATH": str(self.bin), "HOME": str(self.home), "LANG": "C.UTF-8", **NO_INDEX}
@@ -93,6 +96,21 @@ def test_no_python_and_no_network(machine):
     machine.has("c++")
     line = one_line(machine.set_up("tfx-1.16"), machine)
     assert "no Python" in line or "no suitable Python" in line
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler on this machine")
+@pytest.mark.skipif(not shutil.which("apt-cache"), reason="not of Debian's family")
+def test_a_python_that_the_archive_has_is_what_helps(machine):
+    machine.has("c++")
+    machine.has_script("uv", "[ $1 = --version ] && echo uv 0.9.0")
+    more = "while [ $((i += 1)) -lt 20000 ]; do echo and much more; done"
+    machine.has_script("apt-cache", f"[ $2 = python3.11 ] && echo Package: $2 && {more}")
+    done = machine.set_up("tfx-1.16")
+    assert done.returncode == 2
+    looked, line = done.stderr.splitlines()
+    assert "no Python 3.10 here; uv looks for one to download" in looked
+    assert "no suitable Python: TFX 1.16 needs Python 3.10 or 3.11" in line
+    assert re.search(r"apt-get install g\+\+ python3(\.11)?-dev", line), line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
