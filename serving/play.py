@@ -180,20 +180,19 @@ class Proxy(http.server.ThreadingHTTPServer):
         answer = self._page.answer(method, path, body)
         if answer is not None:
             return answer
-        if method == "POST" and urllib.parse.unquote(path) == f"/v1/models/{self._name}:predict":
+        if (
+            method == "POST"
+            and urllib.parse.unquote(path) == f"/v1/models/{self._client.model}:predict"
+        ):
             try:
                 return _json({"outputs": self._predict(_parse(body))})
             except errors.Error as error:
                 return _refusal(error)
         return _json({"error": f"there is nothing at {path[:200]}"}, 404)
 
-    @property
-    def _name(self) -> str:
-        return self._client.model
-
     def _describe(self) -> dict[str, Served]:
         signatures = {name: sorted(info.inputs) for name, info in self._client.metadata().items()}
-        return {self._name: Served(self._client.answering(), signatures)}
+        return {self._client.model: Served(self._client.answering(), signatures)}
 
     def _predict(self, asked: Mapping[str, Any]) -> Any:
         signature, inputs = asked.get("signature_name"), asked.get("inputs")
