@@ -129,7 +129,18 @@ def _docker_problem() -> str | None:
         return "Docker does not answer"
     if done.returncode != 0 or not done.stdout.strip():
         return "Docker does not answer"
-    return None
+    image = docker_image()
+    have = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
+    if have.returncode == 0:
+        return None
+    # Its progress is for who waits; why it failed is told in our own line.
+    pulled = subprocess.run(
+        ["docker", "pull", image], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if pulled.returncode == 0:
+        return None
+    reason = (pulled.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return f"{image} cannot be pulled ({reason})"
 
 
 def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:

@@ -33,6 +33,12 @@ def test_auto_takes_the_binary_then_docker_then_the_embedded_server(
 
     script("docker", "exit 1")
     assert launcher.choose("auto")[0] == "embedded"
+    # As without a network: the daemon answers, the image is not there.
+    script("docker", '[ "$1" = info ] && echo 28.0.0 && exit; echo "no such host" >&2; exit 1')
+    backend, why = launcher.choose("auto")
+    assert backend == "embedded" and "cannot be pulled (no such host)" in why
+    with pytest.raises(launcher.ServerStartError, match="cannot be pulled"):
+        launcher.choose("docker")
     script("docker", "echo 28.0.0")
     backend, why = launcher.choose("auto")
     assert backend == "docker" and why.startswith("tensorflow/serving:2.")
