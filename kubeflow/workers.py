@@ -9,12 +9,10 @@ model, into the Trainer's own artifact.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -147,6 +145,7 @@ def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     Raises:
       RuntimeError, TrainingError: A worker failed; nothing of them is left running.
     """
+    import portpicker
     from tfx.dsl.io import fileio
 
     from trainer import processes
@@ -154,7 +153,7 @@ def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     job = job.replaced(options=job.options.replaced(strategy="multi_worker"))
     if settings["kind"] == "local":
         count = settings["count"]
-        hosts = ",".join(f"localhost:{port}" for port in _free_ports(count))
+        hosts = ",".join(f"localhost:{portpicker.pick_unused_port()}" for _ in range(count))
         places = [{"TF_CONFIG": tf_config({HOSTS: hosts, INDEX: str(i)})} for i in range(count)]
         processes.run(job, [{**a, **b} for a, b in zip(places, processes.shares(count))])
         return
@@ -170,14 +169,6 @@ def _name(job: TrainingJob) -> str:
     """A name that attempts of one training share with no other."""
     tail = re.sub(r"[^a-z0-9]", "", job.log_dir.lower())[-12:]
     return f"mnist-ae-train-{job.digest()[:12]}-{tail}"
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("localhost", 0))
-        return [free.getsockname()[1] for free in sockets]
 
 
 def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ import math
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import portpicker
 import tensorflow as tf
 
 from serving import contract, launcher, protos, wire
@@ -153,7 +153,7 @@ def validate(version_path: str, samples: TrialExamples, *, latency_budget_ms: fl
 @contextlib.contextmanager
 def _served(folder: pathlib.Path, backend: str) -> Iterator[Callable[[], str]]:
     """A server of the candidate as a process; what is yielded waits for its ``host:port``."""
-    port, rest_port = _free_ports(2)
+    port, rest_port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
     home = str(pathlib.Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "serving", str(folder), "--backend", backend]
@@ -196,14 +196,6 @@ def _served(folder: pathlib.Path, backend: str) -> Iterator[Callable[[], str]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
 
 
 def _named(servable: Servable) -> dict[str, Signature]:

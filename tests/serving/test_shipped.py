@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import portpicker
 import pytest
 
 from serving import errors, locate
@@ -70,18 +71,12 @@ def keep_rule(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
     monkeypatch.setattr(handlers.Handlers, "predict", batched)
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        return int(taken.getsockname()[1])
-
-
 @contextlib.contextmanager
 def started(root: pathlib.Path) -> Iterator[str]:
     """The real server, told exactly what Kubernetes and compose tell it; its address."""
     assert BINARY is not None
-    port = free_port()
-    told = {"--port=8500": f"--port={port}", "--rest_api_port=8501": f"--rest_api_port={port + 1}"}
+    port, rest_port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
+    told = {"--port=8500": f"--port={port}", "--rest_api_port=8501": f"--rest_api_port={rest_port}"}
     words = [
         told.get(word, word)
         .replace("=/models/", f"={root / 'serving'}/")
