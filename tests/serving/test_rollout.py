@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,42 +145,14 @@ def test_a_rollback_under_load_loses_no_request(
 ) -> None:
     live = {"target": server.address}
     rollout(**live).canary(20)
-    stop = threading.Event()
-    failures: list[Exception] = []
-    seen: dict[str, list[int]] = {"stable": [], "canary": [], "previous": []}
-
-    def ask(label: str) -> None:
-        transport = GrpcTransport(Address(server.address, "m", label=label, retries=0))
-        request = transport.request("serving_default", X, ())
-        while not stop.is_set():
-            try:
-                answer = protos.PredictResponse.FromString(transport.predict_serialised(request))
-                seen[label].append(answer.model_spec.version.value)
-            except errors.ServingError as error:
-                failures.append(error)
-        transport.close()
-
-    def answered() -> None:
-        """Waits until either label was asked for, and answered, after now."""
-        wanted = {label: len(seen[label]) + 2 for label in ("stable", "canary")}
-        while not failures and any(len(seen[label]) < wanted[label] for label in wanted):
-            time.sleep(0.001)
-
-    threads = [threading.Thread(target=ask, args=(label,)) for label in ("stable", "canary")]
-    for thread in threads:
-        thread.start()
-    try:
+    with Callers([server]) as callers:
         for _ in range(5):
             for order in ("promote", "rollback", "canary", "rollback", "canary"):
-                answered()
+                callers.answered()
                 getattr(rollout(**live), order)(*([20] if order == "canary" else []))
-        answered()
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert not failures
-    assert set(seen["stable"]) == {20, 30}
+        callers.answered()
+    assert not callers.failures
+    assert set(callers.seen["stable"]) == {20, 30}
 
 
 def test_a_server_that_is_down_changes_nothing(
@@ -266,18 +238,28 @@ def deployment(root: pathlib.Path, start_server: Any, monkeypatch: Any) -> Deplo
 
 
 class Callers:
-    """Threads that call a label of both replicas without pause or retry."""
+    """Threads that call both labels of every server without pause or retry."""
 
-    def __init__(self, deployment: Deployment, threads: int = 8) -> None:
+    def __init__(self, servers: Sequence[EmbeddedServer], each: int = 1) -> None:
         self.failures: list[Exception] = []
-        self.answers = 0
+        self.seen: dict[str, list[int]] = {"stable": [], "canary": []}
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._call, args=(server.address, label))
-            for _ in range(threads // 4)
-            for server in deployment.servers
-            for label in ("stable", "canary")
+            for _ in range(each)
+            for server in servers
+            for label in self.seen
         ]
+
+    @property
+    def answers(self) -> int:
+        return sum(map(len, self.seen.values()))
+
+    def answered(self) -> None:
+        """Waits until either label was asked for, and answered, after now."""
+        wanted = {label: len(versions) + 2 for label, versions in self.seen.items()}
+        while not self.failures and any(len(self.seen[label]) < wanted[label] for label in wanted):
+            time.sleep(0.001)
 
     def _call(self, address: str, label: str) -> None:
         choice = Address(address, "m", label=label, retries=0, timeout=300.0)
@@ -285,10 +267,11 @@ class Callers:
             request = transport.request("serving_default", X, ())
             while not self._stop.is_set():
                 try:
-                    transport.predict_serialised(request)
+                    data = transport.predict_serialised(request)
+                    answer = protos.PredictResponse.FromString(data)
+                    self.seen[label].append(answer.model_spec.version.value)
                 except errors.ServingError as error:
                     self.failures.append(error)
-                self.answers += 1
 
     def __enter__(self) -> Callers:
         for thread in self._threads:
@@ -310,7 +293,7 @@ def test_a_rollout_is_not_undone_by_the_next_poll_of_any_replica(
         ("promote", (), (20, 20)), ("rollback", (), (30, 30)), ("canary", (10,), (30, 10)),
         ("rollback", (), (30, 30)), ("canary", (20,), (30, 20)), ("promote", (), (20, 20)),
     ]  # fmt: skip
-    with Callers(deployment) as callers:
+    with Callers(deployment.servers, each=2) as callers:
         for order, arguments, (stable, canary) in steps:
             getattr(rollout(**live), order)(*arguments)
             expected = [{"stable": stable, "canary": canary}] * 2
@@ -330,7 +313,7 @@ def test_shipped_polls_under_a_minute_of_load(
     rollout(**live).canary(20)
     end = time.monotonic() + seconds
     steps = 0
-    with Callers(deployment) as callers:
+    with Callers(deployment.servers, each=2) as callers:
         while steps < 3 or time.monotonic() < end:
             for order, arguments in (("canary", (20,)), ("promote", ()), ("rollback", ())):
                 labels = getattr(rollout(**live), order)(*arguments)
