@@ -57,8 +57,8 @@ class Plan:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     timeout: float = 120.0
 
-    def models(self) -> dict[str, ModelSettings]:
-        """The models of the rollout's file, in the folders where they are here.
+    def models(self) -> list[tuple[ModelSettings, ModelSettings]]:
+        """The models of the rollout's file, as it lists them and in their folders here.
 
         Raises:
           InputError: It is no sound model configuration.
@@ -68,13 +68,13 @@ class Plan:
         from serving.standin.status import StatusError
 
         if self.config_file is None:
-            return {}
+            return []
         try:
             listed = models_of(ConfigFile(self.config_file).read())
         except StatusError as error:
             raise InputError(f"{self.config_file}: {error.message}") from None
         folder = str(self.config_file.absolute().parent)
-        return {name: located(model, folder) for name, model in listed.items()}
+        return [(model, located(model, folder)) for model in listed.values()]
 
 
 def choose(wanted: str) -> tuple[str, str]:
@@ -204,12 +204,7 @@ def docker_command(plan: Plan) -> list[str]:
 
 def _paths_inside(plan: Plan) -> dict[str, str]:
     """Folder of each listed model by the path that the file has for it."""
-    from serving.rollout import ConfigFile
-
-    assert plan.config_file is not None
-    here = plan.models()
-    listed = ConfigFile(plan.config_file).read().model_config_list.config
-    return {item.base_path: here[item.name].base_path for item in listed}
+    return {listed.base_path: here.base_path for listed, here in plan.models()}
 
 
 def _listed(plan: Plan, backend: str, say: Callable[[str], None]) -> Plan:
@@ -271,7 +266,7 @@ def settings_of(plan: Plan) -> dict[str, ModelSettings]:
     from serving.standin.settings import ModelSettings
 
     folder = plan.folder
-    models = plan.models()
+    models = {here.name: here for _, here in plan.models()}
     for name in [name for name in models if not os.path.isdir(models[name].base_path)]:
         print(
             f"warning: {plan.config_file} lists {name!r}, whose folder "

@@ -327,6 +327,11 @@ class Rollout:
             self._replicas.close()
 
     @property
+    def path(self) -> pathlib.Path:
+        """The file that says where the labels are."""
+        return self._file.path
+
+    @property
     def labels(self) -> Labels | None:
         """Where the labels are, or None before the first rollout."""
         return labels_of(entry_of(self._config, self._folder.name))

@@ -120,8 +120,8 @@ class Checkpointer(keras.callbacks.Callback):
                 self._best_weights = self.model.get_weights()
             else:
                 self._waited += 1
-                if self._patience and self._waited >= self._patience:
-                    self.model.stop_training = True
+        if self.stopped:
+            self.model.stop_training = True
         if strategy.is_chief() and time.monotonic() - self._saved_at >= self._min_seconds:
             self.save()
 
@@ -132,7 +132,7 @@ class Checkpointer(keras.callbacks.Callback):
 
     @property
     def stopped(self) -> bool:
-        """True where patience had run out already when the training was interrupted."""
+        """True where patience has run out, in this process or before an interruption."""
         return bool(self._watching and self._patience and self._waited >= self._patience)
 
     def save(self) -> None:

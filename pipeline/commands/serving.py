@@ -236,7 +236,7 @@ def list_(labels: Labels) -> int:
 
     The exit code is 1 where there is one.
     """
-    with labels as (rollout, folder, where):
+    with labels as (rollout, folder, _):
         replicas = rollout.replicas()
         astray = rollout.disagreements(replicas)
         known = rollout.labels.as_dict() if rollout.labels is not None else {}
@@ -250,5 +250,5 @@ def list_(labels: Labels) -> int:
     if not known:
         print("  no labels yet; begin with `mnist-ae rollout canary VERSION`")
     for address, why in sorted(astray.items()):
-        print(f"  {address} does not follow {where.rpartition(' and ')[2]}: {why}")
+        print(f"  {address} does not follow {rollout.path}: {why}")
     return int(bool(astray))
