@@ -39,6 +39,10 @@ PARAMETERS = {
 # placeholder only where it is all of a task's input, and leaves it as text in
 # container arguments (kubeflow/pipelines, backend/src/v2/driver/resolve.go).
 _RUN_ID = "run_id"
+# What the SDK writes at most (dsl/structures.py), and a week, which never counts: a node has
+# retries and a time for each.
+_SDK_MAX_DURATION = "backoffMaxDuration: 3600s"
+_MAX_DURATION = "backoffMaxDuration: 604800s"
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -233,7 +237,10 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "pipeline.yaml"
             kfp_compiler.Compiler().compile(decorated, str(path))
-            return path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
+        # By name the longest pause. KFP's backend makes it Argo's maxDuration, counted from the
+        # start of the first attempt: later there is no other, and whatever runs is ended then.
+        return text.replace(_SDK_MAX_DURATION, _MAX_DURATION)
 
 
 def _component(config: PipelineConfig, shipped: str, node: Node) -> Any:
@@ -295,7 +302,6 @@ def _equip(task: Any, cluster: KubeflowConfig, node: NodeConfig) -> None:
             num_retries=node.retries,
             backoff_duration=f"{node.backoff_seconds}s",
             backoff_factor=2.0,
-            backoff_max_duration=f"{checks.MAX_BACKOFF_SECONDS}s",
         )
     for name, value in sorted(node.env.items()):
         task.set_env_variable(name, value)

@@ -113,6 +113,18 @@ def test_resources_retries_and_time_limit_are_those_of_the_node(documents):
     assert environment == [{"name": "TF_GPU_ALLOCATOR", "value": "cuda_malloc_async"}]
 
 
+def test_a_retry_of_a_long_node_has_its_time(documents):
+    """Argo's maxDuration begins with the first attempt (workflow/controller/operator.go)."""
+    for task, spec in documents[0]["root"]["dag"]["tasks"].items():
+        policy = spec["retryPolicy"]
+        label = documents[0]["components"][spec["componentRef"]["name"]]["executorLabel"]
+        arguments = documents[0]["deploymentSpec"]["executors"][label]["container"]["args"]
+        [limit] = [int(a.partition("=")[2]) for a in arguments if a.startswith("--timeout=")]
+        retries, pause = policy["maxRetryCount"], int(policy["backoffDuration"][:-1])
+        needed = (retries + 1) * limit + pause * 2**retries
+        assert int(policy["backoffMaxDuration"][:-1]) >= needed, task
+
+
 def test_every_node_has_the_volume_and_the_password_but_not_in_clear(documents, text):
     platform = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(platform) == set(documents[0]["deploymentSpec"]["executors"])
