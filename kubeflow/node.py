@@ -20,13 +20,16 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubeflow.interruption import EXIT_CANCELLED, Interrupted, Watch, watched
 from pipeline.config import METADATA_PASSWORD, PipelineConfig, assign, parse
 from pipeline.errors import RunError, UserError
 from serving import quiet
 from serving.errors import Error
+
+if TYPE_CHECKING:
+    from ml_metadata.metadata_store import MetadataStore
 
 _logger = logging.getLogger("kubeflow.node")
 
@@ -76,6 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("--span", "'latest' or a number", {"default": "latest"}),
         ("--pipeline-root", "folder of the artifacts", {"required": True}),
         ("--push-dir", "folder above the servables", {"required": True}),
+        ("--verdict-file", "where DriftMonitor's verdict goes, for KFP", {"default": ""}),
+        ("--reason-file", "where the reason for it goes", {"default": ""}),
         ("--timeout", "seconds; 0 never gives up", {"type": int, "default": 0}),
         (
             "--metadata-patience",
@@ -160,6 +165,7 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     config = node_config(args)
     # What takes seconds to import comes after what is likely to be wrong.
     from kubeflow import store as stores
+    from kubeflow import workers
     from pipeline import history, local_runner
 
     password = os.environ.get(METADATA_PASSWORD)
@@ -168,11 +174,13 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     if stores.is_finished(store, args.run_id, args.node):
         watch.settle()
         _logger.info("%s is done already, by an earlier attempt", args.node)
+        _tell_verdict(store, args)
         return
     if stores.close_attempts(store, args.run_id, args.node, args.pipeline_root):
         _logger.info("%s was interrupted before; it starts again", args.node)
     if args.node == _SERVING_VALIDATOR:
         history.forget_refusals(store, in_use_for=_READ_WITHIN)
+    os.environ[workers.RUN_ID] = args.run_id
     ir = compile_graph(config, args, labelled=stores.labelled_examples(store, args.run_id))
     try:
         for attempt in range(1, _LAUNCH_TRIES + 1):
@@ -190,6 +198,7 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
             store, args.run_id, args.node
         ):
             raise RunError(f"{args.node} did not run: an input is missing")
+        _tell_verdict(store, args)
         watch.settle()
     except BaseException:
         watch.settle()
@@ -203,6 +212,20 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
         state = stores.CANCELED if cancelled else stores.FAILED
         stores.close_attempts(store, args.run_id, args.node, args.pipeline_root, state)
         raise watch.interrupted from None
+
+
+def _tell_verdict(store: MetadataStore, args: argparse.Namespace) -> None:
+    """Writes DriftMonitor's verdict and reason where KFP reads its output parameters."""
+    from pipeline import history
+
+    if not args.verdict_file:
+        return
+    found = history.values(history.run_outputs(store, args.run_id, "DriftReport")[-1])
+    for path, text in ((args.verdict_file, found["verdict"]), (args.reason_file, found["reason"])):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(str(text))
+    _logger.info("span %s: %s: %s", found["span"], found["verdict"], found["reason"])
 
 
 def compile_graph(config: PipelineConfig, args: argparse.Namespace, *, labelled: bool) -> Any:

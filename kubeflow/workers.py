@@ -5,6 +5,10 @@ MultiWorkerMirroredStrategy, and waits. They are an indexed Kubernetes Job, a
 TFJob of Kubeflow's training operator, or processes of its own pod; in all three
 a worker is ``python -m kubeflow.workers JOB.json``. The first one writes the
 model, into the Trainer's own artifact.
+
+However the Trainer's pod ends, its workers do: it deletes them; the next attempt
+of the same run takes their name; they go with the pod, which owns them; and they
+end by themselves when nothing is heard of it (kill -9, a lost machine).
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ import json
 import logging
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import urllib3
 
 if TYPE_CHECKING:
     from pipeline.config import KubeflowConfig
@@ -28,8 +36,18 @@ LAUNCHER = "kubeflow.workers:launch"
 LABEL = "mnist-ae-workers"
 HOSTS = "MNIST_AE_WORKER_HOSTS"
 INDEX = "JOB_COMPLETION_INDEX"
+# Set by the node: which run its workers are for.
+RUN_ID = "MNIST_AE_RUN_ID"
+# Seconds after which a worker takes a silent Trainer for dead.
+SILENCE = "MNIST_AE_TRAINER_SILENCE"
+_SILENCE_SECONDS = 120.0
+_BEAT_SECONDS = 10.0
 _JOB_FILE = "job.json"
+# Beside the job file: written anew every few seconds while the Trainer lives.
+_BEAT_SUFFIX = ".alive"
 _POLL_SECONDS = 2.0
+# How long the cluster's API may fail before the training does.
+_API_PATIENCE = 300.0
 _USER = 1000
 _TFJOB = {"group": "kubeflow.org", "version": "v1", "plural": "tfjobs"}
 
@@ -56,7 +74,8 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
       job_file: The training job, on the volume.
 
     Returns:
-      A headless Service and an indexed Job, or a TFJob.
+      A headless Service and an indexed Job, or a TFJob; owned by this pod, where
+      KFP says which one it is.
     """
     labels = {"app.kubernetes.io/name": LABEL, "app.kubernetes.io/instance": name}
     count, port = settings["count"], settings["port"]
@@ -68,6 +87,7 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
         "image": settings["image"],
         "command": ["python", "-m", "kubeflow.workers", job_file],
         "ports": [{"name": "tfjob-port", "containerPort": port}],
+        "env": [{"name": SILENCE, "value": str(_SILENCE_SECONDS)}],
         "resources": {"requests": amounts, "limits": amounts},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -90,7 +110,12 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
             {"name": "models", "persistentVolumeClaim": {"claimName": settings["volume_claim"]}}
         ]
         container["volumeMounts"] = [{"name": "models", "mountPath": settings["mount_path"]}]
-    metadata = {"name": name, "namespace": settings["namespace"], "labels": labels}
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": settings["namespace"],
+        "labels": labels,
+        "ownerReferences": _owners(os.environ),
+    }
     template = {"metadata": {"labels": labels}, "spec": pod}
     if settings["kind"] == "tfjob":
         # The operator sets TF_CONFIG itself.
@@ -108,7 +133,7 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
         ]
     pod["subdomain"] = name
     hosts = ",".join(f"{name}-{i}.{name}:{port}" for i in range(count))
-    container["env"] = [{"name": HOSTS, "value": hosts}]
+    container["env"].append({"name": HOSTS, "value": hosts})
     return [
         {
             "apiVersion": "v1",
@@ -162,21 +187,32 @@ def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     with fileio.open(job_file, "w") as f:
         f.write(job.to_json())
     name = _name(job)
-    _run_there(name, manifests(name, job_file, settings), settings)
+    _run_there(name, job_file, settings)
+
+
+def _owners(environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The pod of this process as an owner (kubeflow/pipelines, argocompiler/common.go)."""
+    name, uid = environment.get("KFP_POD_NAME"), environment.get("KFP_POD_UID")
+    if not name or not uid:
+        return []
+    return [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]
 
 
 def _name(job: TrainingJob) -> str:
-    """A name that attempts of one training share with no other."""
-    tail = re.sub(r"[^a-z0-9]", "", job.log_dir.lower())[-12:]
-    return f"mnist-ae-train-{job.digest()[:12]}-{tail}"
+    """The name of a run's training: all attempts share it, and no other run has it."""
+    run = re.sub(r"[^a-z0-9]+", "-", os.environ.get(RUN_ID, job.digest()).lower())
+    return f"mnist-ae-train-{run[:40].strip('-')}"
 
 
-def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, Any]) -> None:
+def _run_there(name: str, job_file: str, settings: Mapping[str, Any]) -> None:
     from kubernetes import client, config
 
     config.load_incluster_config()
+    objects = manifests(name, job_file, settings)
     cluster = _Cluster(client.ApiClient(), settings["namespace"])
+    beat = _Beat(job_file)
     try:
+        beat.give()
         for thing in objects:
             cluster.create(thing)
         while True:
@@ -186,10 +222,31 @@ def _run_there(name: str, objects: list[dict[str, Any]], settings: Mapping[str, 
             if done:
                 return
             time.sleep(_POLL_SECONDS)
+            beat.give()
     finally:
         # Also when this node is cancelled: workers must not train on alone.
         for thing in objects:
             cluster.delete(thing["kind"], name)
+
+
+class _Beat:
+    """A sign of life of the Trainer on the volume, for its workers."""
+
+    def __init__(self, job_file: str):
+        self._path = job_file + _BEAT_SUFFIX
+        self._count = 0
+        self._heard = 0.0
+
+    def give(self) -> None:
+        """Writes it anew, where the last one is some seconds old."""
+        from tfx.dsl.io import fileio
+
+        if self._count and time.monotonic() - self._heard < _BEAT_SECONDS:
+            return
+        self._count += 1
+        self._heard = time.monotonic()
+        with fileio.open(self._path, "w") as f:
+            f.write(f"{os.environ.get('KFP_POD_UID', os.getpid())} {self._count}")
 
 
 class _Cluster:
@@ -214,7 +271,7 @@ class _Cluster:
         }[kind]
         for _ in range(30):
             try:
-                create(self._namespace, thing)
+                self._patiently(lambda: create(self._namespace, thing))
                 return
             except self._error as e:
                 if e.status != 409:
@@ -226,19 +283,34 @@ class _Cluster:
             time.sleep(_POLL_SECONDS)
         raise RuntimeError(f"{kind} {name} of an earlier attempt does not go away")
 
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """The answer to a call that is repeated while the API server stumbles."""
+        until = time.monotonic() + _API_PATIENCE
+        while True:
+            try:
+                return call()
+            except (self._error, urllib3.exceptions.HTTPError) as e:
+                status = getattr(e, "status", None) or 0
+                if time.monotonic() > until or (400 <= status < 500 and status != 429):
+                    raise
+                _logger.warning("the cluster's API: %s; trying again", " ".join(str(e).split()))
+            time.sleep(_POLL_SECONDS)
+
     def _create_tfjob(self, namespace: str, thing: dict[str, Any]) -> None:
         self._custom.create_namespaced_custom_object(namespace=namespace, body=thing, **_TFJOB)
 
     def outcome(self, kind: str, name: str) -> tuple[bool, str]:
         """Whether the workers are done, and what went wrong, or ""."""
         if kind == "TFJob":
-            found = self._custom.get_namespaced_custom_object(
-                namespace=self._namespace, name=name, **_TFJOB
+            found = self._patiently(
+                lambda: self._custom.get_namespaced_custom_object(
+                    namespace=self._namespace, name=name, **_TFJOB
+                )
             )
             conditions = (found.get("status") or {}).get("conditions") or []
             states = [(c["type"], c["status"], c.get("message", "")) for c in conditions]
         else:
-            job = self._batch.read_namespaced_job(name, self._namespace)
+            job = self._patiently(lambda: self._batch.read_namespaced_job(name, self._namespace))
             states = [(c.type, c.status, c.message or "") for c in job.status.conditions or []]
         for condition, status, message in states:
             if status == "True" and condition == "Failed":
@@ -258,9 +330,9 @@ class _Cluster:
                 self._custom.delete_namespaced_custom_object(
                     namespace=self._namespace, name=name, **_TFJOB
                 )
-        except self._error as e:
-            if e.status != 404:
-                _logger.warning("%s %s cannot be deleted: %s", kind, name, e.reason)
+        except (self._error, urllib3.exceptions.HTTPError) as e:
+            if getattr(e, "status", None) != 404:
+                _logger.warning("%s %s cannot be deleted: %s", kind, name, e)
 
 
 def tf_config(environment: Mapping[str, str]) -> str:
@@ -279,12 +351,40 @@ def tf_config(environment: Mapping[str, str]) -> str:
     )
 
 
-def main(job_file: str) -> None:
-    """Becomes one worker."""
+def main(job_file: str) -> int:
+    """Runs one worker, as long as the Trainer lives.
+
+    Returns:
+      The exit code of the worker; 143 where it was told to stop, by SIGTERM or by
+      the silence of the Trainer.
+    """
+    from tfx.dsl.io import fileio
+
     environment = {**os.environ, "TF_CONFIG": tf_config(os.environ)}
+    silence = float(os.environ.get(SILENCE, _SILENCE_SECONDS))
     command = [sys.executable, "-m", "trainer.run_fn", job_file]
-    os.execve(sys.executable, command, environment)
+    with subprocess.Popen(command, env=environment) as worker:
+        # As the first process of a container this one would ignore it.
+        signal.signal(signal.SIGTERM, lambda *_: worker.terminate())
+        beat, heard = "", time.monotonic()
+        while True:
+            try:
+                code = worker.wait(timeout=min(_BEAT_SECONDS, silence / 4))
+                return code if code >= 0 else 128 - code
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                with fileio.open(job_file + _BEAT_SUFFIX) as f:
+                    last = f.read()
+            except Exception:
+                # Not there yet, or the volume stumbles: silence, until it speaks.
+                last = beat
+            if last != beat:
+                beat, heard = last, time.monotonic()
+            elif time.monotonic() - heard > silence:
+                print(f"worker: nothing heard of the Trainer for {silence:.0f} s", file=sys.stderr)
+                worker.terminate()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import kubernetes
 import kubernetes_validate
+import portpicker
 import pytest
 
 from kubeflow import workers
@@ -90,9 +96,14 @@ def job(tmp_path):
 
 
 class Api:
-    """A loopback Kubernetes API server; the Job fails or completes at the second look."""
+    """A loopback Kubernetes API server; the Job fails or completes at the second look.
 
-    def __init__(self, outcome: str):
+    Args:
+      refusals: Status codes that its first answers to reads have instead.
+    """
+
+    def __init__(self, outcome: str, refusals: Sequence[int] = ()):
+        refused = list(refusals)
         self.calls: list[tuple[str, str]] = []
         self.bodies: list[dict] = []
         looks = [0]
@@ -107,14 +118,17 @@ class Api:
                 if self.command == "POST":
                     outer.bodies.append(body)
                     answer = body
-                if self.command == "GET":
+                status = 200
+                if self.command == "GET" and refused:
+                    status = refused.pop(0)
+                elif self.command == "GET":
                     looks[0] += 1
                     conditions = [
                         {"type": outcome, "status": "True", "message": "worker 1 was evicted"}
                     ]
                     answer = {"status": {"conditions": conditions if looks[0] > 1 else []}}
                 data = json.dumps(answer).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -129,27 +143,41 @@ class Api:
         self._stack.close()
 
 
+@pytest.fixture
+def api_of(monkeypatch):
+    """Makes loopback API servers, which this process takes for its cluster's."""
+    made = []
+
+    def make(*args) -> Api:
+        api = Api(*args)
+        made.append(api)
+
+        def load() -> None:
+            configuration = kubernetes.client.Configuration(host=api.host)
+            # Else urllib3 repeats reads itself.
+            configuration.retries = 0
+            kubernetes.client.Configuration.set_default(configuration)
+
+        monkeypatch.setattr(kubernetes.config, "load_incluster_config", load)
+        return api
+
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+    yield make
+    for api in made:
+        api.close()
+    kubernetes.client.Configuration.set_default(None)
+
+
 @pytest.mark.parametrize("kind", ["job", "tfjob"])
 @pytest.mark.parametrize("outcome", ["Complete", "Failed"])
-def test_the_cluster_is_asked_for_workers_and_left_clean(job, monkeypatch, kind, outcome):
-    api = Api("Succeeded" if (kind, outcome) == ("tfjob", "Complete") else outcome)
-
-    def load() -> None:
-        configuration = kubernetes.client.Configuration(host=api.host)
-        kubernetes.client.Configuration.set_default(configuration)
-
-    monkeypatch.setattr(kubernetes.config, "load_incluster_config", load)
-    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+def test_the_cluster_is_asked_for_workers_and_left_clean(job, api_of, kind, outcome):
+    api = api_of("Succeeded" if (kind, outcome) == ("tfjob", "Complete") else outcome)
     training = job(f"{kind}-{outcome}")
-    try:
-        if outcome == "Failed":
-            with pytest.raises(RuntimeError, match="evicted"):
-                workers.launch(training, settings(f"kubeflow.workers.kind={kind}"))
-        else:
+    if outcome == "Failed":
+        with pytest.raises(RuntimeError, match="evicted"):
             workers.launch(training, settings(f"kubeflow.workers.kind={kind}"))
-    finally:
-        api.close()
-        kubernetes.client.Configuration.set_default(None)
+    else:
+        workers.launch(training, settings(f"kubeflow.workers.kind={kind}"))
     created = [path.rsplit("/", 1)[-1] for method, path in api.calls if method == "POST"]
     assert created == (["services", "jobs"] if kind == "job" else ["tfjobs"])
     deleted = [path for method, path in api.calls if method == "DELETE"]
@@ -158,3 +186,76 @@ def test_the_cluster_is_asked_for_workers_and_left_clean(job, monkeypatch, kind,
     assert len(names) == 1 and len(names.pop()) <= 63
     with open(f"{training.log_dir}/job.json", encoding="utf-8") as f:
         assert json.load(f)["options"]["strategy"] == "multi_worker"
+
+
+def test_an_api_server_that_stumbles_does_not_end_the_training(job, api_of):
+    api = api_of("Complete", [500, 429, 503])
+    workers.launch(job("stumbles"), settings())
+    assert [method for method, _ in api.calls].count("GET") == 5
+
+
+def test_workers_that_somebody_deleted_end_the_training_at_once(job, api_of):
+    api_of("Complete", [404])
+    with pytest.raises(kubernetes.client.ApiException, match="404"):
+        workers.launch(job("deleted"), settings())
+
+
+def test_every_attempt_of_a_run_has_the_same_workers_and_its_pod_owns_them(
+    job, api_of, monkeypatch
+):
+    api = api_of("Complete")
+    monkeypatch.setenv(workers.RUN_ID, "7C9E6679-7425-40de-944b-e07fc1f90ae7")
+    for attempt in ("one", "two"):
+        monkeypatch.setenv("KFP_POD_NAME", f"trainer-{attempt}")
+        monkeypatch.setenv("KFP_POD_UID", f"uid-{attempt}")
+        workers.launch(job(attempt), settings())
+    assert {body["metadata"]["name"] for body in api.bodies} == {
+        "mnist-ae-train-7c9e6679-7425-40de-944b-e07fc1f90ae7"
+    }
+    owners = [body["metadata"]["ownerReferences"] for body in api.bodies]
+    pod = {"apiVersion": "v1", "kind": "Pod"}
+    first, second = (
+        [{**pod, "name": f"trainer-{attempt}", "uid": f"uid-{attempt}"}]
+        for attempt in ("one", "two")
+    )
+    assert owners == [first, first, second, second]
+
+
+@pytest.fixture
+def lone_worker(tmp_path):
+    """Starts one worker of two: it waits for the other, which never comes."""
+    started = []
+
+    def start(training: TrainingJob, **environment: str) -> subprocess.Popen:
+        job_file = tmp_path / "job.json"
+        options = training.options.replaced(strategy="multi_worker")
+        job_file.write_text(training.replaced(options=options).to_json())
+        hosts = ",".join(f"localhost:{portpicker.pick_unused_port()}" for _ in range(2))
+        environment |= {workers.HOSTS: hosts, workers.INDEX: "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kubeflow.workers", str(job_file)],
+            env={**os.environ, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_worker_ends_when_nothing_is_heard_of_its_trainer(job, lone_worker):
+    worker = lone_worker(job("orphan"), **{workers.SILENCE: "2"})
+    _, stderr = worker.communicate(timeout=120)
+    assert worker.returncode == 143
+    assert stderr.splitlines()[-1] == "worker: nothing heard of the Trainer for 2 s"
+
+
+def test_a_worker_that_is_told_to_stop_stops(job, lone_worker):
+    worker = lone_worker(job("told"))
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=120)
+    assert worker.returncode in (143, -signal.SIGTERM)
