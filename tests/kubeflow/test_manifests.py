@@ -67,7 +67,7 @@ def test_the_examples_fit_the_schemas(file):
 
 
 def test_a_misspelt_field_would_be_found():
-    claim = yaml.safe_load((MANIFESTS / "base" / "volume.yaml").read_text())
+    claim, _ = yaml.safe_load_all((MANIFESTS / "base" / "volume.yaml").read_text())
     claim["spec"]["acessModes"] = claim["spec"].pop("accessModes")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(claim, "1.29", strict=True)
@@ -96,6 +96,14 @@ def test_compiled_file_configuration_and_manifests_agree():
         assert secret["keyToEnv"] == [{"envVar": METADATA_PASSWORD, "secretKey": "password"}]
         assert secret["secretName"] == "mnist-ae-metadata"
 
+    # Its folders are made, for the user of every pod that writes.
+    (maker,) = of(things, "Job", "mnist-ae-volume")["spec"]["template"]["spec"]["containers"]
+    script = maker["command"][-1]
+    for folder in (cluster.data_dir, cluster.pipeline_root, cluster.push_dir):
+        assert script.split("; ")[1].split()[2:].count(pathlib.PurePosixPath(folder).name) == 1
+    (owner,) = re.findall(r"^USER (.*)$", dockerfile(), re.M)
+    assert f"chown {owner} data models pipeline" in script
+
     # The database: user, host, port and name of the address; the secret.
     database = of(things, "StatefulSet", "mnist-ae-metadata")
     (container,) = database["spec"]["template"]["spec"]["containers"]
@@ -112,6 +120,9 @@ def test_compiled_file_configuration_and_manifests_agree():
     }
     assert service["metadata"]["name"] == host
     assert service["spec"]["ports"][0]["port"] == int(port)
+
+    copier = yaml.safe_load((MANIFESTS / "examples" / "copy.yaml").read_text())
+    assert f"{copier['spec']['securityContext']['runAsUser']}:1000" == owner
 
     # What is pushed is what is served: the folder on the claim, the model's name.
     deployment = of(things, "Deployment", "mnist-ae-serving")
@@ -160,6 +171,30 @@ def test_workers_reach_each_other_on_every_port_and_nobody_else_does():
     assert policy["spec"]["podSelector"] == workers_only
     # NCCL takes ports of its own.
     assert policy["spec"]["ingress"] == [{"from": [{"podSelector": workers_only}]}]
+
+
+def test_nothing_but_runs_gives_flink_code_to_run():
+    things = built("beam")
+    runs = {
+        "podSelector": {
+            "matchExpressions": [{"key": "workflows.argoproj.io/workflow", "operator": "Exists"}]
+        }
+    }
+    flink, jobs = (
+        {"podSelector": {"matchLabels": {"app.kubernetes.io/name": name}}}
+        for name in ("mnist-ae-flink", "mnist-ae-beam-jobs")
+    )
+    policies = {
+        policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"]: policy["spec"]
+        for policy in things
+        if policy["kind"] == "NetworkPolicy"
+    }
+    for thing in things:
+        if thing["kind"] == "Deployment":
+            name = thing["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+            assert name in policies
+    assert policies["mnist-ae-flink"]["ingress"] == [{"from": [flink, jobs]}]
+    assert policies["mnist-ae-beam-jobs"]["ingress"] == [{"from": [flink, runs]}]
 
 
 def allowed_by(role: dict) -> set[tuple[str, str]]:
