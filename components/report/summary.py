@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -13,10 +14,10 @@ def versions() -> dict[str, str]:
     """Versions of what the run was made with."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        # The image has tensorflow-cpu.
+        for name in (f"{package}-cpu", package):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[package] = importlib.metadata.version(name)
     return found
 
 
