@@ -17,7 +17,3 @@ class DataError(ComponentError, ValueError):
 
 class DataAnomalyError(ComponentError):
     """The examples do not fit the schema."""
-
-
-class SpanStoppedError(ComponentError):
-    """The span is set aside, or skipped."""

@@ -10,6 +10,7 @@ that every run parameter reaches every place that depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -35,6 +36,9 @@ PARAMETERS = {
     "pipeline_root": "Where artifacts go.",
     "push_dir": "Folder above the servables, that TensorFlow Serving reads.",
 }
+# Output parameters of the node that judges a span, as KFP shows them: the verdict,
+# on which all later tasks hang, and its reason in words.
+VERDICT_OUTPUTS = ("verdict", "reason")
 # An input of every task that is no run parameter: KFP's driver resolves the
 # placeholder only where it is all of a task's input, and leaves it as text in
 # container arguments (kubeflow/pipelines, backend/src/v2/driver/resolve.go).
@@ -214,19 +218,31 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
         from kfp import compiler as kfp_compiler
         from kfp import dsl
 
+        from components.drift.comparison import TRAIN
+        from pipeline.continuous.pipeline import DRIFT
+
         cluster = config.kubeflow
-        components = {node.id: _component(config, shipped, node) for node in nodes}
+        outputs = {DRIFT: VERDICT_OUTPUTS}
+        components = {
+            node.id: _component(config, shipped, node, outputs.get(node.id, ())) for node in nodes
+        }
 
         def pipeline(*values: Any) -> None:
             tasks: dict[str, Any] = {}
-            for node in nodes:
-                task = components[node.id](
-                    **dict(zip(PARAMETERS, values)), **{_RUN_ID: dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-                )
-                for upstream in node.upstream:
-                    task.after(tasks[upstream])
-                _equip(task, cluster, cluster.node(node.id))
-                tasks[node.id] = task
+            with contextlib.ExitStack() as conditions:
+                for node in nodes:
+                    task = components[node.id](
+                        **dict(zip(PARAMETERS, values)),
+                        **{_RUN_ID: dsl.PIPELINE_JOB_ID_PLACEHOLDER},
+                    )
+                    for upstream in node.upstream:
+                        task.after(tasks[upstream])
+                    _equip(task, cluster, cluster.node(node.id))
+                    tasks[node.id] = task
+                    if node.id == DRIFT:
+                        # A span that is not to be trained on is no failure: the rest is skipped.
+                        worth_it = task.outputs["verdict"] == TRAIN
+                        conditions.enter_context(dsl.If(worth_it, name="train-on-span"))
 
         _take(pipeline, run_parameters(config))
         pipeline.__doc__ = "\n".join(
@@ -243,12 +259,15 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
         return text.replace(_SDK_MAX_DURATION, _MAX_DURATION)
 
 
-def _component(config: PipelineConfig, shipped: str, node: Node) -> Any:
+def _component(
+    config: PipelineConfig, shipped: str, node: Node, outputs: Sequence[str] = ()
+) -> Any:
+    """The KFP component of a node; its output parameters come from files that it writes."""
     from kfp import dsl
 
     settings = config.kubeflow.node(node.id)
 
-    names = (_RUN_ID, *PARAMETERS)
+    names = (_RUN_ID, *PARAMETERS, *outputs)
 
     def run_node(*values: Any) -> dsl.ContainerSpec:
         arguments = [
@@ -258,7 +277,8 @@ def _component(config: PipelineConfig, shipped: str, node: Node) -> Any:
             f"--timeout={settings.timeout_seconds or 0}",
         ]
         for name, value in zip(names, values):
-            arguments += [f"--{name.replace('_', '-')}", value]
+            suffix = "-file" if name in outputs else ""
+            arguments += [f"--{name.replace('_', '-')}{suffix}", value]
         return dsl.ContainerSpec(
             image=config.kubeflow.image,
             command=["python", "-m", "kubeflow.node"],
@@ -266,19 +286,22 @@ def _component(config: PipelineConfig, shipped: str, node: Node) -> Any:
         )
 
     run_node.__name__ = node.task.replace("-", "_")
-    _take(run_node, dict.fromkeys(names, inspect.Parameter.empty))
+    _take(run_node, dict.fromkeys(names, inspect.Parameter.empty), outputs)
     return dsl.container_component(run_node)
 
 
-def _take(function: Any, parameters: Mapping[str, Any]) -> None:
+def _take(function: Any, parameters: Mapping[str, Any], outputs: Sequence[str] = ()) -> None:
     """Gives a function the signature that kfp is to read: names and defaults."""
+    from kfp import dsl
+
+    annotations: dict[str, Any] = {"epochs": int} | dict.fromkeys(outputs, dsl.OutputPath(str))
     function.__signature__ = inspect.Signature(
         [
             inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 default=default,
-                annotation=int if name == "epochs" else str,
+                annotation=annotations.get(name, str),
             )
             for name, default in parameters.items()
         ]

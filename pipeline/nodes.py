@@ -39,7 +39,6 @@ from components.pusher.component import AtomicPusher
 from components.report.component import RunReport
 from components.serving_validator.component import ServingValidator
 from components.span_gate.component import SpanGate, SpanReportArtifact
-from components.verdict_gate import VerdictGate
 from pipeline import code_digest, history
 from pipeline.beam_options import beam_args
 from pipeline.config import PipelineConfig
@@ -338,10 +337,10 @@ class Builder:
         before = {resolvers.WITHOUT: _examples(examples)}
         return self._add(self._window(**before), "ReferenceResolver", after)
 
-    def window_resolver(self, drift: BaseNode, *, after: BaseNode) -> BaseNode:
+    def window_resolver(self, drift: BaseNode) -> BaseNode:
         """The window that the span of ``drift`` is now part of."""
         current = {resolvers.CURRENT: drift.outputs["report"]}
-        return self._add(self._window(**current), "WindowResolver", after)
+        return self._add(self._window(**current), "WindowResolver")
 
     def _window(self, **given: BaseChannel) -> Resolver:
         return Resolver(
@@ -373,10 +372,6 @@ class Builder:
             accepted=accepted,
         )
         return self._add(node, after=after)
-
-    def verdict_gate(self, drift: BaseNode) -> BaseNode:
-        """The end of a run whose span is not to be trained on."""
-        return self._add(VerdictGate(drift=drift.outputs["report"]))
 
     def span_gate(
         self,

@@ -52,9 +52,11 @@ def create_continuous_pipeline(
 ) -> pipeline.Pipeline:
     """Wires a run on a new span, for every way of running it.
 
-    The span is ingested and judged; where it was let in, the window that it is
-    now part of is trained on, from the serving model, and the result is
-    compared with that on the newest span and on the golden set.
+    The span is ingested and judged by DriftMonitor. Whoever runs the pipeline ends
+    it there where the verdict is not to train: the local runner itself, on Kubeflow
+    a condition over all that follows. Else the window that the span is now part of
+    is trained on, from the serving model, and the result is compared with that on
+    the newest span and on the golden set.
 
     Args:
       config: What to run.
@@ -82,10 +84,9 @@ def create_continuous_pipeline(
         accepted=run.accepted,
         after=data_gate,
     )
-    verdict = build.verdict_gate(drift)
-    window = build.window_resolver(drift, after=verdict)
+    window = build.window_resolver(drift)
     transform = build.transform(window)
-    reference = build.pca_reference(span, after=verdict)
+    reference = build.pca_reference(span, after=drift)
     base = None if run.cold else serving
     tuner = build.tuner(window, transform, base=base)
     trainer = build.trainer(window, transform, tuner=tuner, base=base, span_key=run.key)

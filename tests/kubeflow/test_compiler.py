@@ -68,6 +68,30 @@ def test_tasks_wait_for_what_tfx_says(documents):
     assert "dependentTasks" not in tasks["mnist-example-gen"]
 
 
+def test_all_that_follows_the_verdict_on_a_span_hangs_on_it():
+    text = compiled("model=simple", "continuous.golden=/mnt/mnist-ae/data/golden")
+    spec_rules.check_spec(text)
+    spec, _ = yaml.safe_load_all(text)
+    tasks = spec["root"]["dag"]["tasks"]
+    (condition,) = [task for task in tasks.values() if "triggerPolicy" in task]
+    (given,) = [
+        name
+        for name, source in condition["inputs"]["parameters"].items()
+        if source.get("taskOutputParameter")
+        == {"producerTask": "drift-monitor", "outputParameterKey": "verdict"}
+    ]
+    assert condition["triggerPolicy"]["condition"].split() == [
+        f"inputs.parameter_values['{given}']",
+        "==",
+        "'train'",
+    ]
+    inner = spec["components"][condition["componentRef"]["name"]]["dag"]["tasks"]
+    assert {"transform", "trainer", "span-gate", "pusher", "run-report"} <= set(inner)
+    assert set(tasks) >= {"drift-monitor", "data-gate"}
+    outputs = spec["components"]["comp-drift-monitor"]["outputDefinitions"]["parameters"]
+    assert set(outputs) == {"verdict", "reason"}
+
+
 def test_kfp_never_answers_from_its_own_cache(documents):
     for task in documents[0]["root"]["dag"]["tasks"].values():
         assert not task["cachingOptions"].get("enableCache")

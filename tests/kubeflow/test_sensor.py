@@ -59,7 +59,15 @@ def test_spans_run_node_by_node(digits, tmp_path, driver_of):
         assert summary["blessed"], summary["reasons"]
     assert windows == ["1.1", "1.1 2.1"]
     assert summary["warm_start"]["restored"] == 4
+    versions = sorted(p.name for p in (tmp_path / "models" / "simple").iterdir())
     spans.publish(tmp_path / "data", 255 - images[3_000:], None, source=SOURCE)
-    done = driver.run({}, run_id="run-strange")
-    assert done.failed is not None
-    assert "too strange" in done.attempts[-1].stderr
+    strange = driver.run({}, run_id="run-strange")
+    spans.publish(tmp_path / "data", images[rows], labels[rows], source=SOURCE)
+    known = driver.run({}, run_id="run-known")
+    for done, verdict, reason in ((strange, "stop", "too strange"), (known, "skip", "nothing new")):
+        assert done.failed is None, done.attempts[-1].stderr[-2_000:]
+        assert done.outputs["drift-monitor"]["verdict"] == verdict
+        assert reason in done.outputs["drift-monitor"]["reason"]
+        assert {"transform", "trainer", "pusher", "run-report"} <= set(done.skipped)
+        assert history.run(store, done.run_id).state == "stopped"
+    assert sorted(p.name for p in (tmp_path / "models" / "simple").iterdir()) == versions
