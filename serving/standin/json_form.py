@@ -81,7 +81,7 @@ def to_inputs(
     if by_row and (not isinstance(given, list) or not given):
         why = "No values in 'instances' array"
         if given != []:
-            why = "Excepting 'instances' to be an list/array"
+            why = "Expecting 'instances' to be an list/array"
         raise invalid_argument(f"JSON Value: {_quote(document)} {why}")
     if not any(map(_is_named, given if by_row else [given])):
         if len(infos) > 1:

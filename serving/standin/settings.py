@@ -128,7 +128,8 @@ def models_of(config: Any) -> dict[str, ModelSettings]:
         platform = item.model_platform or ("tensorflow" if item.model_type == 1 else "")
         if not platform:
             raise invalid_argument(
-                "Illegal setting neither model_type(deprecated) nor model_platform."
+                "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+                f"ModelServerConfig::model_platform, model name is {name}"
             )
         if platform != "tensorflow":
             raise invalid_argument(f"Could not find platform {platform}; only 'tensorflow' is here")

@@ -1,16 +1,115 @@
-"""``mnist-ae serve`` as a process, for tests that stop, kill and load it."""
+"""Servers as processes: ``mnist-ae serve``, to stop, kill and load it, and the real one.
+
+``SERVING_BINARY`` names a ``tensorflow_model_server``; tests of it are skipped without one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
+import portpicker
+import pytest
 from prometheus_client import parser
 
+from serving import errors
+from serving.grpc_transport import GrpcTransport
 from serving.standin.server import EmbeddedServer
+from serving.transport import Address
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+BINARY = os.environ.get("SERVING_BINARY")
+needs_binary = pytest.mark.skipif(
+    not BINARY, reason="SERVING_BINARY names no tensorflow_model_server"
+)
+# What it logs when a configuration was applied, or refused.
+_APPLIED = ("Finished adding/updating models", "failed to ReloadConfig")
+
+
+class RealServer:
+    """``tensorflow_model_server`` as a process; its model answers when entered.
+
+    Args:
+      model: The model's name.
+      flags: All but the ports.
+
+    Attributes:
+      address: gRPC.
+      rest_address: REST and metrics.
+      lines: What it logged.
+    """
+
+    def __init__(self, model: str, *flags: str) -> None:
+        self._model = model
+        ports = [portpicker.pick_unused_port() for _ in range(2)]
+        self.address, self.rest_address = (f"127.0.0.1:{port}" for port in ports)
+        self._command = [
+            str(BINARY), f"--port={ports[0]}", f"--rest_api_port={ports[1]}", *flags
+        ]  # fmt: skip
+        self.lines: list[str] = []
+        self._applied = threading.Semaphore(0)
+        self._stopped = False
+
+    def polls(self, times: int) -> None:
+        """Waits until it has applied its configuration so many times more."""
+        while self._applied.acquire(blocking=False):
+            pass
+        for _ in range(times):
+            assert self._applied.acquire(timeout=300), self.lines[-20:]
+
+    def wait(self) -> None:
+        """Waits until the process ended by itself."""
+        self._process.wait(60)
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Ends the process, which does not always heed SIGTERM."""
+        self._stopped = True
+        self._process.terminate()
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+
+    def __enter__(self) -> RealServer:
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
+        self._process = subprocess.Popen(
+            self._command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        address = Address(self.address, self._model, timeout=2.0, retries=0)
+        with contextlib.closing(GrpcTransport(address)) as transport:
+            while not self._ready(transport):
+                if self._process.poll() is not None:
+                    self._reader.join()
+                    raise AssertionError("".join(self.lines))
+                time.sleep(0.1)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        code, stopped = self._process.poll(), self._stopped
+        self.stop()
+        if kind is None and not stopped:
+            assert code is None, f"the server ended with {code}: {''.join(self.lines[-20:])}"
+
+    def _ready(self, transport: GrpcTransport) -> bool:
+        with contextlib.suppress(errors.ServingError):
+            return any(item.state == "AVAILABLE" for item in transport.status())
+        return False
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.lines.append(line)
+            if any(text in line for text in _APPLIED):
+                self._applied.release()
 
 
 class Serve:

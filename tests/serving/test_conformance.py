@@ -1,6 +1,7 @@
 """TensorFlow Serving's visible behaviour, as one table for gRPC and one for REST.
 
-Runs against the embedded server, or against any other::
+Runs against the embedded server, and against the one that ``SERVING_BINARY`` names, or any
+other::
 
     python -m tests.serving.models DIR
     tensorflow_model_server --model_name=conformance --model_base_path=DIR/conformance \
@@ -30,6 +31,7 @@ import pytest
 
 from serving import protos, wire
 from tests.serving.models import CONFORMANCE
+from tests.serving.process import RealServer, needs_binary
 
 VERSION = 123
 SERVICE = "tensorflow.serving.PredictionService"
@@ -52,12 +54,19 @@ class Target:
         return response.FromString(data)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["stand-in", pytest.param("real", marks=needs_binary)])
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     external = os.environ.get("SERVING_TARGET")
     if external:
         with grpc.insecure_channel(external) as channel:
             yield Target(channel, os.environ.get("SERVING_REST_TARGET"))
+        return
+    if request.param == "real":
+        base = request.getfixturevalue("built") / CONFORMANCE
+        flags = f"--model_name={CONFORMANCE}", f"--model_base_path={base}"
+        real = RealServer(CONFORMANCE, *flags)
+        with real, grpc.insecure_channel(real.address) as channel:
+            yield Target(channel, real.rest_address)
         return
     from serving.standin.server import EmbeddedServer
     from serving.standin.settings import ModelSettings, ServerOptions
@@ -305,7 +314,8 @@ RELOAD_ERRORS: list[tuple[str, str, str, str]] = [
     ("relative", 'config {name:"a" base_path:"x" model_platform:"tensorflow"}', INVALID,
      r"Expected model a to have an absolute path or URI"),
     ("no platform", 'config {name:"a" base_path:"/x"}', INVALID,
-     r"Illegal setting neither model_type\(deprecated\) nor model_platform\."),
+     r"Illegal setting neither ModelServerConfig::model_type \(deprecated\) nor "
+     r"ModelServerConfig::model_platform, model name is a$"),
     ("other platform", 'config {name:"a" base_path:"/x" model_platform:"onnx"}', INVALID, r""),
 ]  # fmt: skip
 
@@ -362,7 +372,8 @@ REST_ERRORS: list[tuple[str, str, str, Any, int, str | None]] = [
     ("unknown signature", "POST", f"{M}:predict", {"signature_name": "S", "instances": [1]}, 400,
      r'Serving signature name: "S" not found in signature def$'),
     ("signature no string", "POST", f"{M}:predict", {"signature_name": 1, "instances": [1]}, 400,
-     r".*'signature_name' key must be a string value\.$"),
+     r"JSON Value: [\s\S]* not formatted correctly\. 'signature_name' key must be a string "
+     r"value\.$"),
     ("empty body", "POST", f"{M}:predict", "", 400,
      r"JSON Parse error: The document is empty"),
     ("no JSON", "POST", f"{M}:predict", "hello", 400,
@@ -374,7 +385,7 @@ REST_ERRORS: list[tuple[str, str, str, Any, int, str | None]] = [
     ("no instances", "POST", f"{M}:predict", {"instances": []}, 400,
      r"JSON Value: [\s\S]*No values in 'instances' array$"),
     ("instances no list", "POST", f"{M}:predict", {"instances": 1}, 400,
-     r"JSON Value: [\s\S]*Excepting 'instances' to be an list/array$"),
+     r"JSON Value: [\s\S]*Expecting 'instances' to be an list/array$"),
     ("string for float", "POST", f"{M}:predict", {"instances": ["x"]}, 400,
      r'[\s\S]*JSON Value: "x" [\w: ]*is not of expected type: float$'),
     ("bool for float", "POST", f"{M}:predict", {"instances": [1.0, True]}, 400,
