@@ -37,8 +37,9 @@ DEFAULT_KEEP = 3
 # One call to one server; a server that is slower is asked again.
 _CALL_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 1.0
-# Servers look at their folders every second.
+# Servers look at their folders every second, and at the file every five at most as shipped.
 _LOOK_SECONDS = 2.0
+_POLL_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +296,7 @@ class Rollout:
       timeout: Seconds for every server to follow.
       base_path: The model's folder as the servers see it; what the file says,
         or the folder's own path, by default. Containers see another.
+      poll: Seconds in which a server that cannot be asked looks at the file.
       connect: Makes the transport; for tests.
     """
 
@@ -307,6 +309,7 @@ class Rollout:
         keep: int = DEFAULT_KEEP,
         timeout: float = 60.0,
         base_path: str | None = None,
+        poll: float = _POLL_SECONDS,
         connect: Callable[[Address], GrpcTransport] = GrpcTransport,
     ) -> None:
         if keep < 1:
@@ -316,6 +319,7 @@ class Rollout:
         self._keep = keep
         self._timeout = timeout
         self._base_path = base_path
+        self._poll = poll
         self._config = config_file.read()
         self._replicas = None
         if target is not None:
@@ -418,6 +422,11 @@ class Rollout:
         entry = entry_of(self._config, self._folder.name)
         return sorted(entry.version_labels) if entry is not None else []
 
+    def _listed(self) -> set[int]:
+        """The versions that the file has loaded."""
+        entry = entry_of(self._config, self._folder.name)
+        return set() if entry is None else set(entry.model_version_policy.specific.versions)
+
     def _known(self, labels: Labels | None) -> Labels:
         if labels is None:
             raise RolloutError(
@@ -474,11 +483,16 @@ class Rollout:
         """Loads, then labels, then unloads: at no time is a label without its version."""
         old, wanted = self.labels, labels.as_dict()
         final = self._with(self._loaded(labels), wanted)
+        both = {*self._loaded(labels), *(self._loaded(old) if old is not None else ())}
         if self._replicas is None:
+            if old is not None and not set(wanted.values()) <= self._listed():
+                # TensorFlow Serving refuses a file whole while one of its labels moves to a
+                # version that is not loaded, and goes on to load what an earlier one listed.
+                self._write(self._with(sorted(both), old.as_dict()))
+                time.sleep(self._poll)
             self._write(final)
             return
         replicas = self._replicas.look([])
-        both = {*self._loaded(labels), *(self._loaded(old) if old is not None else ())}
         if old is None:
             both.add(labels.stable)
         # One that is down keeps nobody from going back.

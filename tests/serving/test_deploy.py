@@ -50,6 +50,20 @@ def flags(arguments: list[str]) -> dict[str, str]:
     return dict(item.removeprefix("--").split("=", 1) for item in arguments)
 
 
+def shipped(root: pathlib.Path, **instead: Any) -> list[str]:
+    """The server's flags in compose and Kubernetes but its ports, for the folders of a machine.
+
+    Args:
+      root: Its ``serving`` is the volume.
+      instead: Flags with other values.
+    """
+    told = {**flags(container()["args"]), **instead}
+    places = {"/models/": f"{root / 'serving'}/", "/config/": f"{DEPLOY}/"}
+    for inside, here in places.items():
+        told = {flag: str(value).replace(inside, here) for flag, value in told.items()}
+    return [f"--{k}={v}" for k, v in told.items() if k not in ("port", "rest_api_port")]
+
+
 def jobs() -> dict[str, Any]:
     configs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     return {config["job_name"]: config for config in configs}

@@ -22,6 +22,7 @@ from serving.play import Proxy
 from tests import browser
 from tests.serving import models
 from tests.serving.conftest import StartServer
+from tests.serving.process import RealServer, needs_binary
 
 Ask = Any
 
@@ -46,11 +47,21 @@ def index(built: pathlib.Path, images: np.ndarray, tmp_path_factory: Any) -> Any
     return lambda name, version: [path] if (name, version) == ("autoencoder", 1) else []
 
 
-@pytest.fixture(params=["stand-in", "proxy", "proxy over REST"])
+BEFORE_A_REAL_SERVER = pytest.param("proxy, real server", marks=needs_binary)
+
+
+@pytest.fixture(params=["stand-in", "proxy", "proxy over REST", BEFORE_A_REAL_SERVER])
 def url(
     request: pytest.FixtureRequest, start_server: StartServer, built: pathlib.Path, index: Any
 ) -> Iterator[str]:
     """Where the page is: beside REST, and before a server without one."""
+    if request.param == "proxy, real server":
+        flags = "--model_name=autoencoder", f"--model_base_path={built / 'autoencoder'}"
+        with RealServer("autoencoder", *flags) as real:
+            client = ReconstructionClient(real.address, model="autoencoder")
+            with client, Proxy(client, 0, index) as proxy:
+                yield proxy.url
+        return
     served = {"autoencoder": built / "autoencoder"}
     server = start_server(served, rest_port=0, index_of=index)
     if request.param == "stand-in":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import random
@@ -18,11 +19,13 @@ import pytest
 
 from serving import errors, files, locate, protos
 from serving.grpc_transport import GrpcTransport
-from serving.rollout import ConfigFile, Rollout
+from serving.rollout import ConfigFile, Rollout, ensure_listed
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings
 from serving.standin.status import StatusError
 from serving.transport import Address
+from tests.serving.process import RealServer, needs_binary
+from tests.serving.test_deploy import shipped
 
 Push = Callable[..., pathlib.Path]
 X = {"x": np.ones((1, 1), np.float32)}
@@ -50,7 +53,7 @@ def rollout(root: pathlib.Path) -> Iterator[Callable[..., Rollout]]:
     def make(**options: Any) -> Rollout:
         made.append(
             Rollout(locate.find("m", root), ConfigFile(locate.config_path(root)),
-                    **{"timeout": 300.0, **options})
+                    **{"timeout": 300.0, "poll": 0.0, **options})
         )  # fmt: skip
         return made[-1]
 
@@ -181,28 +184,40 @@ def test_a_first_rollout_reaches_a_server_that_only_watches_the_file(
     assert server.models.wait_for(lambda: server.models.available() == {"m": [10, 20]}, 300)
 
 
-# As TensorFlow Serving: the file is applied at every poll, versions follow at the next look.
-REAL = {"real_reloads": True, "poll_interval": 0.1}
 NAME = "models.example"
+Server = EmbeddedServer | RealServer
 
 
 class Deployment:
-    """Replicas of one deployment: they share a volume, a port and a name."""
+    """Replicas of one deployment: they share a volume and a name.
 
-    def __init__(self, root: pathlib.Path, start_server: Any, monkeypatch: Any, **options: Any):
-        settings = {"m": ModelSettings("m", str(root / "serving" / "m"))}
-        options = {**REAL, "config_file": str(locate.config_path(root)), **options}
-        first = start_server(settings, host="127.0.0.1", **options)
-        second = start_server(settings, host="127.0.0.2", port=first.port, **options)
-        self.servers = (first, second)
-        self.target = f"{NAME}:{first.port}"
+    Args:
+      servers: Which they are.
+
+    Attributes:
+      names: The addresses behind the name, one a server.
+      live: What a rollout is told of them.
+    """
+
+    def __init__(self, servers: Sequence[Server], monkeypatch: Any) -> None:
+        self.servers = servers
+        hosts = ("127.0.0.1", "127.0.0.2")
+        port = servers[0].address.rpartition(":")[2]
+        self.names = [f"{host}:{port}" for host in hosts]
+        # A real server listens on all addresses, so that two need two ports.
+        places = {name: server.address for name, server in zip(self.names, servers)}
+
+        def connect(address: Address) -> GrpcTransport:
+            return GrpcTransport(dataclasses.replace(address, target=places[address.target]))
+
+        self.live: dict[str, Any] = {"target": f"{NAME}:{port}", "connect": connect}
         known = socket.getaddrinfo
         monkeypatch.setattr(
             socket,
             "getaddrinfo",
             lambda host, *rest, **more: [
                 item
-                for one in (("127.0.0.1", "127.0.0.2") if host == NAME else (host,))
+                for one in (hosts if host == NAME else (host,))
                 for item in known(one, *rest, **more)
             ],
         )
@@ -219,6 +234,9 @@ class Deployment:
     def polls(self, times: int = 3) -> None:
         """Waits until each replica has applied its file so many times more."""
         for server in self.servers:
+            if isinstance(server, RealServer):
+                server.polls(times)
+                continue
             applied = threading.Semaphore(0)
             reload = server.models.reload
 
@@ -232,15 +250,51 @@ class Deployment:
             server.models.reload = reload  # type: ignore[method-assign]
 
 
+Deploy = Callable[..., Deployment]
+
+
+@pytest.fixture(params=["stand-in", pytest.param("real", marks=needs_binary)])
+def deploy(
+    request: pytest.FixtureRequest, root: pathlib.Path, start_server: Any, monkeypatch: Any
+) -> Iterator[Deploy]:
+    """Starts two replicas, as shipped, or looking at their file more often."""
+    ensure_listed(locate.find("m", root), ConfigFile(locate.config_path(root)))
+    with contextlib.ExitStack() as stack:
+
+        def start(as_shipped: bool = False) -> Deployment:
+            if request.param == "real":
+                instead = {} if as_shipped else {"model_config_file_poll_wait_seconds": 1}
+                servers = [
+                    stack.enter_context(RealServer("m", *shipped(root, **instead)))
+                    for _ in range(2)
+                ]
+                return Deployment(servers, monkeypatch)
+            options = {
+                "config_file": str(locate.config_path(root)),
+                "real_reloads": True,
+                "poll_interval": 5.0 if as_shipped else 0.1,
+                "load_retry_interval": 0.5,
+            }
+            settings = {"m": ModelSettings("m", str(root / "serving" / "m"))}
+            first = start_server(settings, **options)
+            second = start_server(settings, host="127.0.0.2", port=first.port, **options)
+            return Deployment([first, second], monkeypatch)
+
+        yield start
+
+
 @pytest.fixture
-def deployment(root: pathlib.Path, start_server: Any, monkeypatch: Any) -> Deployment:
-    return Deployment(root, start_server, monkeypatch)
+def deployment(deploy: Deploy) -> Deployment:
+    return deploy()
+
+
+ONLY_STAND_INS = pytest.mark.parametrize("deploy", ["stand-in"], indirect=True)
 
 
 class Callers:
     """Threads that call both labels of every server without pause or retry."""
 
-    def __init__(self, servers: Sequence[EmbeddedServer], each: int = 1) -> None:
+    def __init__(self, servers: Sequence[Server], each: int = 1) -> None:
         self.failures: list[Exception] = []
         self.seen: dict[str, list[int]] = {"stable": [], "canary": []}
         self._stop = threading.Event()
@@ -287,7 +341,7 @@ class Callers:
 def test_a_rollout_is_not_undone_by_the_next_poll_of_any_replica(
     deployment: Deployment, rollout: Callable[..., Rollout]
 ) -> None:
-    live = {"target": deployment.target}
+    live = deployment.live
     assert rollout(**live).canary(20).as_dict() == {"stable": 30, "canary": 20}
     steps = [
         ("promote", (), (20, 20)), ("rollback", (), (30, 30)), ("canary", (10,), (30, 10)),
@@ -304,12 +358,12 @@ def test_a_rollout_is_not_undone_by_the_next_poll_of_any_replica(
 
 
 @pytest.mark.slow
-def test_shipped_polls_under_a_minute_of_load(
-    root: pathlib.Path, start_server: Any, monkeypatch: Any, rollout: Callable[..., Rollout]
-) -> None:
+@pytest.mark.timeout(1_800)
+def test_as_shipped_under_a_minute_of_load(deploy: Deploy, rollout: Callable[..., Rollout]) -> None:
+    """Labels are right half a minute, six polls, after each order."""
     seconds = float(os.environ.get("SERVING_LOAD_SECONDS", "60"))
-    deployment = Deployment(root, start_server, monkeypatch, poll_interval=5.0)
-    live = {"target": deployment.target}
+    deployment = deploy(as_shipped=True)
+    live = deployment.live
     rollout(**live).canary(20)
     end = time.monotonic() + seconds
     steps = 0
@@ -317,7 +371,7 @@ def test_shipped_polls_under_a_minute_of_load(
         while steps < 3 or time.monotonic() < end:
             for order, arguments in (("canary", (20,)), ("promote", ()), ("rollback", ())):
                 labels = getattr(rollout(**live), order)(*arguments)
-                deployment.polls(2)
+                deployment.polls(6)
                 expected = {"stable": labels.stable, "canary": labels.canary}
                 assert deployment.labels() == [expected] * 2
                 steps += 1
@@ -325,11 +379,24 @@ def test_shipped_polls_under_a_minute_of_load(
     assert callers.failures == []
 
 
-def test_a_version_that_was_repaired_becomes_the_canary(
-    root: pathlib.Path, start_server: Any, monkeypatch: Any, rollout: Callable[..., Rollout]
+def test_an_order_to_the_file_alone_reaches_servers_that_poll_it(
+    deployment: Deployment, rollout: Callable[..., Rollout]
 ) -> None:
-    deployment = Deployment(root, start_server, monkeypatch, load_retry_interval=0.5)
-    live = {"target": deployment.target}
+    alone = {"poll": 3.0, "keep": 1}
+    steps = [
+        ("canary", (20,), (10, 20)), ("rollback", (), (10, 10)), ("canary", (30,), (10, 30)),
+        ("promote", (), (30, 30)), ("canary", (20,), (30, 20)),
+    ]  # fmt: skip
+    for order, arguments, (stable, canary) in steps:
+        getattr(rollout(**alone), order)(*arguments)
+        while deployment.labels() != [{"stable": stable, "canary": canary}] * 2:
+            deployment.polls(1)
+
+
+def test_a_version_that_was_repaired_becomes_the_canary(
+    deployment: Deployment, root: pathlib.Path, rollout: Callable[..., Rollout]
+) -> None:
+    live = deployment.live
     rollout(**live).canary(20)
     rollout(**live).promote()
     broken = root / "serving" / "m" / "40"
@@ -350,11 +417,11 @@ def test_a_version_that_was_repaired_becomes_the_canary(
 def test_a_replica_that_does_not_follow_is_named(
     deployment: Deployment, rollout: Callable[..., Rollout], root: pathlib.Path
 ) -> None:
-    live = {"target": deployment.target, "timeout": 3.0}
+    live = {**deployment.live, "timeout": 3.0}
     rollout(**live).canary(20)
     before = locate.config_path(root).read_text()
     deployment.servers[1].stop(0)
-    gone = deployment.servers[1].address
+    gone = deployment.names[1]
     with pytest.raises(errors.ServingError, match=f"not every server follows.*{gone}"):
         rollout(**live).promote()
     # Those that are there, and the one that comes back, do what the file says.
@@ -369,24 +436,28 @@ def test_a_replica_that_does_not_follow_is_named(
     assert locate.config_path(root).read_text() == after
 
 
+@ONLY_STAND_INS
 def test_a_server_that_goes_its_own_way_is_named(
     deployment: Deployment, rollout: Callable[..., Rollout]
 ) -> None:
-    live = {"target": deployment.target}
+    live = deployment.live
     rollout(**live).canary(20)
     looking = rollout(**live)
     assert looking.disagreements(looking.replicas()) == {}
     first = deployment.servers[0]
+    assert isinstance(first, EmbeddedServer)
     first.models.reload = lambda *_: None  # type: ignore[method-assign]
     with first.models._changed:
         first.models._models["m"].labels = {"stable": 30, "canary": 30}
-    assert looking.disagreements(looking.replicas()) == {first.address: "canary is 30, not 20"}
+    assert looking.disagreements(looking.replicas()) == {
+        deployment.names[0]: "canary is 30, not 20"
+    }
 
 
 def test_two_rollouts_at_once_are_one_and_a_refusal(
     deployment: Deployment, rollout: Callable[..., Rollout]
 ) -> None:
-    live = {"target": deployment.target}
+    live = deployment.live
     rollout(**live).canary(20)
     refused = []
 
@@ -411,7 +482,7 @@ def test_two_rollouts_at_once_are_one_and_a_refusal(
 def test_a_file_that_cannot_be_written_moves_nothing(
     deployment: Deployment, rollout: Callable[..., Rollout], root: pathlib.Path, monkeypatch: Any
 ) -> None:
-    live = {"target": deployment.target}
+    live = deployment.live
     rollout(**live).canary(20)
     before = locate.config_path(root).read_text()
 

@@ -1,39 +1,33 @@
 """What the deployment files start, with the flags and files that they give it.
 
-``SERVING_BINARY`` names a ``tensorflow_model_server`` for the tests of the real one, which are
-skipped without it; the stand-in then keeps its rules. ``SERVING_LOAD_SECONDS`` is how long the
-rollouts under load go on (60 by default).
+Without ``SERVING_BINARY`` the stand-in keeps the real server's rules.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
 import random
 import re
 import shutil
-import socket
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import portpicker
 import pytest
+from prometheus_client import parser
 
-from serving import errors, locate
+from serving import errors, launcher, locate
 from serving.client import ReconstructionClient
-from serving.grpc_transport import GrpcTransport
 from serving.rollout import ConfigFile, Rollout, ensure_listed
 from serving.standin import handlers
+from serving.standin.metrics import PATH as METRICS_PATH
 from serving.standin.status import StatusError, invalid_argument
-from serving.transport import Address
-from tests.serving.test_deploy import DEPLOY, container
+from tests.serving.process import BINARY, RealServer, Serve, needs_binary
+from tests.serving.test_deploy import DEPLOY, shipped
 
-BINARY = os.environ.get("SERVING_BINARY")
 MODEL = "best"
 # What TensorFlow Serving says to the client, or None where its process ends.
 Rule = Callable[[int], StatusError | None]
@@ -69,38 +63,6 @@ def keep_rule(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
         return predict(self, request, *rest)
 
     monkeypatch.setattr(handlers.Handlers, "predict", batched)
-
-
-@contextlib.contextmanager
-def started(root: pathlib.Path) -> Iterator[str]:
-    """The real server, told exactly what Kubernetes and compose tell it; its address."""
-    assert BINARY is not None
-    port, rest_port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
-    told = {"--port=8500": f"--port={port}", "--rest_api_port=8501": f"--rest_api_port={rest_port}"}
-    words = [
-        told.get(word, word)
-        .replace("=/models/", f"={root / 'serving'}/")
-        .replace("=/config/", f"={DEPLOY}/")
-        for word in container()["args"]
-    ]
-    process = subprocess.Popen([BINARY, *words])
-    address = f"127.0.0.1:{port}"
-    try:
-        with contextlib.closing(GrpcTransport(Address(address, MODEL, timeout=2.0))) as transport:
-            while process.poll() is None:
-                with contextlib.suppress(errors.ServingError):
-                    if any(item.state == "AVAILABLE" for item in transport.status()):
-                        break
-                time.sleep(0.1)
-        yield address
-        assert process.poll() is None, "the server's process ended"
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
@@ -139,23 +101,46 @@ def test_requests_of_any_size_pass_the_shipped_batching(
     root: pathlib.Path, start_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if BINARY:
-        with started(root) as address:
-            assert ask_at_random(address) == []
+        with RealServer(MODEL, *shipped(root)) as real:
+            assert ask_at_random(real.address) == []
         return
     keep_rule(monkeypatch, batching_rule((DEPLOY / "batching.config").read_text()))
     server = start_server({MODEL: root / "serving" / MODEL})
     assert ask_at_random(server.address) == []
 
 
+# What was shipped before: the client's own default was refused, and nothing ended it.
+BEFORE = """
+max_batch_size { value: 128 }
+batch_timeout_micros { value: 0 }
+max_enqueued_batches { value: 100 }
+num_batch_threads { value: 2 }
+allowed_batch_sizes: 8
+allowed_batch_sizes: 128
+"""
+
+
 def test_the_rule_of_the_stand_in_is_no_kinder_than_the_server(
     root: pathlib.Path, start_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was shipped before: the client's own default was refused, and nothing ended it."""
-    before = "max_batch_size { value: 128 }\nallowed_batch_sizes: 8\nallowed_batch_sizes: 128\n"
-    keep_rule(monkeypatch, batching_rule(before))
+    keep_rule(monkeypatch, batching_rule(BEFORE))
     server = start_server({MODEL: root / "serving" / MODEL})
+    refuses_what_was_shipped_before(server.address)
+
+
+@needs_binary
+def test_the_real_server_ends_at_what_was_shipped_before(root: pathlib.Path) -> None:
+    file = root / "batching.config"
+    file.write_text(BEFORE)
+    server = RealServer(MODEL, *shipped(root, batching_parameters_file=file))
+    with pytest.raises(AssertionError, match="the server ended with -"), server:
+        refuses_what_was_shipped_before(server.address)
+        server.wait()
+
+
+def refuses_what_was_shipped_before(address: str) -> None:
     images = np.zeros((256, 28, 28), np.uint8)
-    with ReconstructionClient(server.address, model=MODEL, retries=0) as client:
+    with ReconstructionClient(address, model=MODEL, retries=0) as client:
         client.score(images[:128])
         with pytest.raises(errors.InvalidRequestError, match="Task size 256 is larger"):
             client.score(images)
@@ -163,87 +148,61 @@ def test_the_rule_of_the_stand_in_is_no_kinder_than_the_server(
             client.score(images[:0])
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1_800)
-@pytest.mark.skipif(not BINARY, reason="SERVING_BINARY names no tensorflow_model_server")
-def test_rollouts_on_two_real_servers_under_load(root: pathlib.Path) -> None:
-    """As ``test_rollout.py`` has it for the stand-in; labels are looked at 30 s after each step."""
-    seconds = float(os.environ.get("SERVING_LOAD_SECONDS", "60"))
-    images = np.zeros((4, 28, 28), np.uint8)
-    failures: list[str] = []
-    ending = threading.Event()
+@needs_binary
+def test_the_real_server_has_the_series_that_the_stand_in_has(
+    root: pathlib.Path, start_server: Any
+) -> None:
+    """The dashboard's are among these (``test_deploy.py``)."""
 
-    def call(address: str, label: str) -> None:
-        with ReconstructionClient(address, model=MODEL, label=label, retries=0) as client:
-            while not ending.is_set():
-                try:
-                    client.score(images)
-                except Exception as error:
-                    failures.append(repr(error))
+    def series(address: str, rest_address: str) -> dict[str, set[str]]:
+        with ReconstructionClient(address, model=MODEL) as client:
+            client.score(np.zeros((1, 28, 28), np.uint8))
+        with ReconstructionClient(rest_address, model=MODEL, rest=True) as client:
+            client.score(np.zeros((1, 28, 28), np.uint8))
+        with urllib.request.urlopen(f"http://{rest_address}{METRICS_PATH}", timeout=60) as page:
+            text = page.read().decode()
+        return {
+            sample.name: set(sample.labels)
+            for family in parser.text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.startswith(":tensorflow:")
+        }
 
-    with started(root) as first, started(root) as second:
-        # They cannot share a port as pods do: the second address of a name that has two.
-        places = {"127.0.0.1": first, "127.0.0.2": second}
+    stand_in = start_server({MODEL: root / "serving" / MODEL}, rest_port=0)
+    expected = series(stand_in.address, stand_in.rest_address)
+    with RealServer(MODEL, *shipped(root)) as real:
+        found = series(real.address, real.rest_address)
+    assert expected and {name: found.get(name) for name in expected} == expected
 
-        def connect(address: Address) -> GrpcTransport:
-            host = address.target.partition(":")[0]
-            return GrpcTransport(Address(places[host], MODEL, timeout=address.timeout, retries=0))
 
-        def order(name: str, *arguments: int) -> None:
+@needs_binary
+def test_rollouts_reach_a_real_server_that_serve_started(
+    root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = root / "bin"
+    folder.mkdir()
+    (folder / launcher.BINARY).symlink_to(str(BINARY))
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    locate.config_path(root).unlink()
+    ports = portpicker.pick_unused_port(), portpicker.pick_unused_port()
+    how = ["--backend", "binary", "--rest-port", str(ports[1])]
+    with Serve(root, *how, port=ports[0]) as serve:
+
+        def order(name: str, *arguments: int) -> dict[str, int]:
             moving = Rollout(
-                locate.find(MODEL, root),
-                ConfigFile(locate.config_path(root)),
-                target="both:1",
-                connect=connect,
+                locate.find(MODEL, root), ConfigFile(locate.config_path(root)), target=serve.target
             )
-            with contextlib.closing(moving):
-                labels = getattr(moving, name)(*arguments).as_dict()
-            for late in (0, 30):
-                time.sleep(late)
-                for address in (first, second):
-                    server = GrpcTransport(Address(address, MODEL))
-                    with contextlib.closing(server):
-                        assert {label: server.version_of(label) for label in labels} == labels
-
-        known = socket.getaddrinfo
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                socket,
-                "getaddrinfo",
-                lambda host, *rest, **more: [
-                    item
-                    for one in (places if host == "both" else (host,))
-                    for item in known(one, *rest, **more)
-                ],
-            )
-            order("canary", 20)
-            callers = [
-                threading.Thread(target=call, args=(address, label))
-                for address in (first, second)
-                for label in ("stable", "canary")
-                for _ in range(2)
-            ]
-            for caller in callers:
-                caller.start()
-            end = time.monotonic() + seconds
             try:
-                while True:
-                    order("promote")
-                    order("rollback")
-                    order("canary", 20)
-                    if time.monotonic() > end:
-                        break
-                # One that does not load, and is repaired.
-                broken = root / "serving" / MODEL / "40"
-                shutil.copytree(root / "serving" / MODEL / "10", broken)
-                whole = (broken / "saved_model.pb").read_bytes()
-                (broken / "saved_model.pb").write_bytes(whole[: len(whole) // 2])
-                with pytest.raises(errors.RolloutError, match="does not load"):
-                    order("canary", 40)
-                (broken / "saved_model.pb").write_bytes(whole)
-                order("canary", 40)
+                return getattr(moving, name)(*arguments).as_dict()
             finally:
-                ending.set()
-                for caller in callers:
-                    caller.join()
-    assert failures == []
+                moving.close()
+
+        try:
+            for _ in range(10):
+                assert order("canary", 10) == {"stable": 30, "canary": 10}
+                with ReconstructionClient(serve.target, model=MODEL, label="canary") as client:
+                    assert client.answering() == 10
+                assert order("rollback") == {"stable": 30, "canary": 30}
+        finally:
+            serve.process.terminate()  # killed, it would leave its server behind
+            assert serve.process.wait(60) == 0
