@@ -77,7 +77,9 @@ class RealServer:
             self._process.wait()
         self._reader.join()
 
-    def __enter__(self) -> RealServer:
+    def start(self) -> None:
+        """Starts the process, again on its ports, and waits until its model answers."""
+        self._stopped = False
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}
         self._process = subprocess.Popen(
             self._command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
@@ -91,6 +93,9 @@ class RealServer:
                     self._reader.join()
                     raise AssertionError("".join(self.lines))
                 time.sleep(0.1)
+
+    def __enter__(self) -> RealServer:
+        self.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -19,7 +19,7 @@ import portpicker
 import pytest
 from prometheus_client import parser
 
-from serving import errors, launcher, locate
+from serving import contract, errors, launcher, locate, protos, wire
 from serving.client import ReconstructionClient
 from serving.rollout import ConfigFile, Rollout, ensure_listed
 from serving.standin import handlers
@@ -175,10 +175,27 @@ def test_the_real_server_has_the_series_that_the_stand_in_has(
     assert expected and {name: found.get(name) for name in expected} == expected
 
 
+def warm_up(version: pathlib.Path, requests: int = 300) -> None:
+    """Makes a version's load take longer than a poll of the file."""
+    import tensorflow as tf
+
+    log = protos.PredictionLog()
+    seeds = {contract.SEED: np.arange(2_000)}
+    log.predict_log.request.CopyFrom(wire.predict_request(MODEL, contract.GENERATE, seeds))
+    file = version / "assets.extra" / "tf_serving_warmup_requests"
+    file.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for _ in range(requests):
+            writer.write(log.SerializeToString())
+
+
+@pytest.mark.slow
 @needs_binary
 def test_rollouts_reach_a_real_server_that_serve_started(
     root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for version in (10, 20):
+        warm_up(root / "serving" / MODEL / str(version))
     folder = root / "bin"
     folder.mkdir()
     (folder / launcher.BINARY).symlink_to(str(BINARY))
@@ -190,7 +207,10 @@ def test_rollouts_reach_a_real_server_that_serve_started(
 
         def order(name: str, *arguments: int) -> dict[str, int]:
             moving = Rollout(
-                locate.find(MODEL, root), ConfigFile(locate.config_path(root)), target=serve.target
+                locate.find(MODEL, root),
+                ConfigFile(locate.config_path(root)),
+                target=serve.target,
+                keep=1,
             )
             try:
                 return getattr(moving, name)(*arguments).as_dict()
@@ -198,10 +218,10 @@ def test_rollouts_reach_a_real_server_that_serve_started(
                 moving.close()
 
         try:
-            for _ in range(10):
-                assert order("canary", 10) == {"stable": 30, "canary": 10}
+            for version in (10, 20) * 5:
+                assert order("canary", version) == {"stable": 30, "canary": version}
                 with ReconstructionClient(serve.target, model=MODEL, label="canary") as client:
-                    assert client.answering() == 10
+                    assert client.answering() == version
                 assert order("rollback") == {"stable": 30, "canary": 30}
         finally:
             serve.process.terminate()  # killed, it would leave its server behind

@@ -1,6 +1,7 @@
 """A month of bad days: the real watcher, promotion and server; only the training is a stand-in."""
 
 import builtins
+import contextlib
 import errno
 import json
 import os
@@ -18,10 +19,14 @@ from pipeline import config
 from pipeline.continuous import prometheus, promotion, spans, state, watcher
 from serving import locate
 from serving.client import ReconstructionClient
+from serving.grpc_transport import GrpcTransport
 from serving.rollout import ConfigFile, Rollout, entry_of, labels_of
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ServerOptions, models_of
+from serving.transport import Address
 from tests.serving import models
+from tests.serving.process import RealServer, needs_binary
+from tests.serving.test_deploy import shipped
 
 # Pushes for each span the model that plan.json names, once: asked again it answers from the cache.
 RUNNER = """
@@ -65,9 +70,9 @@ def kinds(tmp_path_factory):
 
 
 class Month:
-    """A root, its watcher and its server."""
+    """A root, its watcher and its server: a stand-in, or a real one."""
 
-    def __init__(self, folder, kinds, digits):
+    def __init__(self, folder, kinds, digits, real=False):
         self.root = folder / "runs"
         self.root.mkdir()
         (folder / "models").symlink_to(kinds)
@@ -75,7 +80,7 @@ class Month:
         self._digits, self._taken = digits["train"][0], 0
         self.plan = {}
         self.told = []
-        self._server = None
+        self._server, self._real = None, real
         spans.publish_golden(self.root, *digits["eval"], source={"kind": "numpy"})
 
     def watcher(self, **options):
@@ -132,6 +137,11 @@ class Month:
     def serve(self):
         """Starts the server, again on its ports."""
         before = self._server
+        if self._real:
+            flags = shipped(self.root, model_config_file_poll_wait_seconds=1)
+            self._server = before or RealServer("simple", *flags)
+            self._server.start()
+            return
         options = ServerOptions(
             models_of(self.config.read()),
             port=before.port if before else 0,
@@ -185,16 +195,16 @@ class Month:
         listed = entry_of(self.config.read(), "simple").model_version_policy.specific.versions
         assert max(listed) == last
         assert state.read(self.root).serving == last
-        models_ = self._server.models
-        assert max(models_.available()["simple"]) == last
-        for label in ("stable", "canary"):
-            with models_.lease("simple", label=label) as servable:
-                assert servable.version == last
+        with contextlib.closing(GrpcTransport(Address(self.target, "simple"))) as server:
+            states = server.status()
+            assert max(item.version for item in states if item.state == "AVAILABLE") == last
+            for label in ("stable", "canary"):
+                assert server.version_of(label) == last
 
 
 @pytest.fixture
-def month(tmp_path, kinds, digits):
-    made = Month(tmp_path, kinds, digits)
+def month(tmp_path, kinds, digits, request):
+    made = Month(tmp_path, kinds, digits, getattr(request, "param", None) == "real")
     yield made
     made.stop()
 
@@ -247,6 +257,9 @@ class Caller(threading.Thread):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "month", ["stand-in", pytest.param("real", marks=needs_binary)], indirect=True
+)
 def test_a_bad_month(month, monkeypatch):
     watch = begun(month)
     caller = Caller(month, month.images(8))
