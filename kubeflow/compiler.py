@@ -1,4 +1,4 @@
-"""Compiles the pipeline for Kubeflow Pipelines: one KFP task a TFX node.
+"""Compiles the pipeline for Kubeflow Pipelines: a KFP task for each TFX node that has work.
 
 ``create_pipeline`` gives the graph; the KFP SDK writes it down as container
 components, each of which runs ``python -m kubeflow.node`` in the project's
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import graphlib
 import inspect
 import json
 import pathlib
@@ -51,17 +52,34 @@ _MAX_DURATION = "backoffMaxDuration: 604800s"
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
+# Nodes without work of their own run in another node's container, which starts for
+# seconds: those that choose or prepare inputs with the first node that waits for
+# them, those that only pass a verdict on with the last one that they wait for.
+_WITH_NEXT = (
+    "ImportSchemaGen",
+    "BaselineResolver",
+    "ServingModelResolver",
+    "ReferenceResolver",
+    "WindowResolver",
+    "SpanGate",
+)
+_WITH_LAST = ("ExampleValidator", "DataGate")
+
+
 @dataclasses.dataclass(frozen=True)
-class Node:
-    """A node of the graph.
+class Task:
+    """A task of the compiled pipeline, which runs one node or several in turn.
 
     Attributes:
-      task: KFP's name of it.
-      upstream: Identifiers of the nodes that it waits for.
+      name: KFP's name of it.
+      lead: Identifier of the node whose settings it has.
+      nodes: Identifiers of all its nodes, in topological order.
+      upstream: Names of the tasks that it waits for.
     """
 
-    id: str
-    task: str
+    name: str
+    lead: str
+    nodes: tuple[str, ...]
     upstream: tuple[str, ...]
 
 
@@ -167,14 +185,38 @@ def make_ir(
     return compiler.Compiler().compile(pipeline)
 
 
-def graph(config: PipelineConfig) -> list[Node]:
-    """The nodes of the pipeline in topological order."""
+def graph(config: PipelineConfig) -> list[Task]:
+    """The tasks of the pipeline in topological order.
+
+    A node that ``kubeflow.nodes`` has settings for is always a task of its own.
+    """
     cluster = config.kubeflow
     ir = make_ir(config, pipeline_root=cluster.pipeline_root, data_folder=cluster.data_dir)
     nodes = [node.pipeline_node for node in ir.nodes]
+    upstream = {n.node_info.id: tuple(n.upstream_nodes) for n in nodes}
+    leads = {node: node for node in upstream}
+    for node in reversed(upstream):
+        if node in _WITH_NEXT and node not in cluster.nodes:
+            waiting = [other for other in upstream if node in upstream[other]]
+            leads[node] = leads[waiting[0]]
+    for node in upstream:
+        if node in _WITH_LAST and node not in cluster.nodes:
+            leads[node] = leads[[other for other in upstream if other in upstream[node]][-1]]
+    groups: dict[str, list[str]] = {}
+    for node, lead in leads.items():
+        groups.setdefault(lead, []).append(node)
+    waits = {
+        lead: {leads[other] for node in group for other in upstream[node]} - {lead}
+        for lead, group in groups.items()
+    }
     return [
-        Node(n.node_info.id, task_name(n.node_info.id), tuple(sorted(n.upstream_nodes)))
-        for n in nodes
+        Task(
+            task_name(lead),
+            lead,
+            tuple(groups[lead]),
+            tuple(sorted(task_name(other) for other in waits[lead])),
+        )
+        for lead in graphlib.TopologicalSorter(waits).static_order()
     ]
 
 
@@ -193,9 +235,9 @@ def compile_pipeline(config: PipelineConfig, values: Mapping[str, Any]) -> str:
       UserError: A backend would refuse it, or it could not work there.
     """
     checks.check(config)
-    nodes = graph(config)
-    checks.check_nodes(config.kubeflow, [node.id for node in nodes])
-    return _write(config, _shipped(values), nodes)
+    tasks = graph(config)
+    checks.check_nodes(config.kubeflow, [node for task in tasks for node in task.nodes])
+    return _write(config, _shipped(values), tasks)
 
 
 def _shipped(values: Mapping[str, Any]) -> str:
@@ -211,7 +253,7 @@ def _shipped(values: Mapping[str, Any]) -> str:
     return json.dumps(shipped, sort_keys=True)
 
 
-def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
+def _write(config: PipelineConfig, shipped: str, graph: Sequence[Task]) -> str:
     with warnings.catch_warnings():
         # kfp warns of every Python version that is not its newest.
         warnings.simplefilter("ignore")
@@ -224,24 +266,26 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
         cluster = config.kubeflow
         outputs = {DRIFT: VERDICT_OUTPUTS}
         components = {
-            node.id: _component(config, shipped, node, outputs.get(node.id, ())) for node in nodes
+            task.name: _component(config, shipped, task, outputs.get(task.lead, ()))
+            for task in graph
         }
 
         def pipeline(*values: Any) -> None:
-            tasks: dict[str, Any] = {}
+            made: dict[str, Any] = {}
             with contextlib.ExitStack() as conditions:
-                for node in nodes:
-                    task = components[node.id](
+                for task in graph:
+                    new = components[task.name](
                         **dict(zip(PARAMETERS, values)),
                         **{_RUN_ID: dsl.PIPELINE_JOB_ID_PLACEHOLDER},
                     )
-                    for upstream in node.upstream:
-                        task.after(tasks[upstream])
-                    _equip(task, cluster, cluster.node(node.id))
-                    tasks[node.id] = task
-                    if node.id == DRIFT:
+                    for upstream in task.upstream:
+                        new.after(made[upstream])
+                    new.set_display_name(" + ".join(task_name(node) for node in task.nodes))
+                    _equip(new, cluster, cluster.node(task.lead))
+                    made[task.name] = new
+                    if task.lead == DRIFT:
                         # A span that is not to be trained on is no failure: the rest is skipped.
-                        worth_it = task.outputs["verdict"] == TRAIN
+                        worth_it = new.outputs["verdict"] == TRAIN
                         conditions.enter_context(dsl.If(worth_it, name="train-on-span"))
 
         _take(pipeline, run_parameters(config))
@@ -260,18 +304,18 @@ def _write(config: PipelineConfig, shipped: str, nodes: Sequence[Node]) -> str:
 
 
 def _component(
-    config: PipelineConfig, shipped: str, node: Node, outputs: Sequence[str] = ()
+    config: PipelineConfig, shipped: str, task: Task, outputs: Sequence[str] = ()
 ) -> Any:
-    """The KFP component of a node; its output parameters come from files that it writes."""
+    """The KFP component of a task; its output parameters come from files that it writes."""
     from kfp import dsl
 
-    settings = config.kubeflow.node(node.id)
+    settings = config.kubeflow.node(task.lead)
 
     names = (_RUN_ID, *PARAMETERS, *outputs)
 
     def run_node(*values: Any) -> dsl.ContainerSpec:
         arguments = [
-            f"--node={node.id}",
+            f"--node={','.join(task.nodes)}",
             f"--config={shipped}",
             f"--metadata-url={config.kubeflow.metadata_url}",
             f"--timeout={settings.timeout_seconds or 0}",
@@ -285,7 +329,7 @@ def _component(
             args=arguments,
         )
 
-    run_node.__name__ = node.task.replace("-", "_")
+    run_node.__name__ = task.name.replace("-", "_")
     _take(run_node, dict.fromkeys(names, inspect.Parameter.empty), outputs)
     return dsl.container_component(run_node)
 

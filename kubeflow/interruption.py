@@ -38,19 +38,40 @@ class Watch:
     def __init__(self, timeout: int):
         """Starts to watch."""
         self.interrupted: Interrupted | None = None
+        self._late: int | None = None
         self._reason = Interrupted(f"gave up after its {timeout} s (timeout_seconds)", EXIT_TIMEOUT)
-        signal.signal(signal.SIGTERM, self._cancel)
-        signal.signal(signal.SIGALRM, self._interrupt)
+        self.resume()
         signal.setitimer(signal.ITIMER_REAL, timeout)
 
+    def resume(self) -> None:
+        """Watches on after :meth:`settle`.
+
+        Raises:
+          Interrupted: What came meanwhile, and now counts.
+        """
+        signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGALRM, self._interrupt)
+        if self._late is not None:
+            signal.raise_signal(self._late)
+
     def settle(self) -> None:
-        """Lets what follows run undisturbed: what is decided stays decided, to the end."""
+        """Lets what follows run undisturbed until :meth:`resume`: what is decided stays so."""
+        self._handle(self._note)
+
+    def end(self) -> None:
+        """Watches no more, to the end of the process."""
+        self._handle(signal.SIG_IGN)
+
+    def _handle(self, handler: Any) -> None:
         while True:
             # Either call may still run the handler of a signal that came before it.
             with contextlib.suppress(Interrupted):
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                signal.signal(signal.SIGALRM, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, handler)
+                signal.signal(signal.SIGALRM, handler)
                 return
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self._late = signum
 
     def _cancel(self, signum: int, frame: Any) -> NoReturn:
         self._reason = Interrupted("cancelled (SIGTERM)", EXIT_CANCELLED)
@@ -78,4 +99,4 @@ def watched(timeout: int) -> Iterator[Watch]:
             raise
         raise watch.interrupted from e
     finally:
-        watch.settle()
+        watch.end()

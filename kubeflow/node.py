@@ -1,9 +1,9 @@
-"""Runs one node of the pipeline in a container: ``python -m kubeflow.node``.
+"""Runs nodes of the pipeline in a container: ``python -m kubeflow.node``.
 
 The graph is made from the configuration, as everywhere, and TFX's own launcher
-runs the node against the shared ML Metadata store. KFP may kill it and start it
-again at any time: an attempt that ended well is not repeated, what another one
-left unfinished is cleared away first.
+runs one node after the other against the shared ML Metadata store. KFP may kill
+them and start them again at any time: a node that ended well is not repeated,
+what an attempt left unfinished is cleared away first.
 
 Exit codes: 0 done, 1 the component failed, 2 bad configuration or data, 3 the
 metadata store does not answer, 124 out of time, 143 cancelled. The last line on
@@ -45,16 +45,17 @@ _READ_WITHIN = 3_600.0
 class _JsonFormatter(logging.Formatter):
     """A line of JSON a record, as log collectors want it."""
 
-    def __init__(self, node: str, run_id: str):
+    def __init__(self, args: argparse.Namespace):
         super().__init__()
-        self._facts = {"node": node, "run": run_id}
+        self._args = args
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "severity": record.levelname,
-            **self._facts,
+            "node": self._args.node,
+            "run": self._args.run_id,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -66,10 +67,10 @@ class _JsonFormatter(logging.Formatter):
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the node's arguments, which the compiled pipeline holds."""
     parser = argparse.ArgumentParser(
-        prog="python -m kubeflow.node", description="Run one node of the pipeline."
+        prog="python -m kubeflow.node", description="Run nodes of the pipeline, in turn."
     )
     for name, text, more in (
-        ("--node", "TFX's identifier of the node", {"required": True}),
+        ("--node", "TFX's identifiers of the nodes, with commas", {"required": True}),
         ("--config", "the configuration, as JSON", {"default": "{}"}),
         ("--run-id", "of the run, from KFP", {"required": True}),
         ("--metadata-url", "ML Metadata store", {"required": True}),
@@ -258,15 +259,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TFX's Beam executors read the command line as absl flags.
     del sys.argv[1:]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter(args.node, args.run_id))
+    handler.setFormatter(_JsonFormatter(args))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for chatty in ("apache_beam.typehints", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     quiet.settle_environment()
-    started = time.monotonic()
     try:
         with watched(args.timeout) as watch:
-            run_node(args, watch)
+            for node_id in args.node.split(","):
+                args.node = node_id
+                watch.resume()
+                started = time.monotonic()
+                run_node(args, watch)
+                _logger.info("%s done in %.1f s", args.node, time.monotonic() - started)
     except Interrupted as e:
         return _fail(args.node, e, e.exit_code)
     except Exception as e:
@@ -274,7 +279,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(args.node, e, e.exit_code)
         _logger.exception("%s failed", args.node)
         return _fail(args.node, e, 1)
-    _logger.info("%s done in %.1f s", args.node, time.monotonic() - started)
     return 0
 
 

@@ -44,7 +44,7 @@ def test_it_is_a_pipeline_spec_of_containers_only(text, documents):
     executors = spec["deploymentSpec"]["executors"]
     assert {kind for executor in executors.values() for kind in executor} == {"container"}
     assert spec["schemaVersion"] == "2.1.0"
-    assert len(executors) == len(spec["root"]["dag"]["tasks"]) >= 13
+    assert len(executors) == len(spec["root"]["dag"]["tasks"]) >= 10
 
 
 def test_it_is_the_same_every_time(text):
@@ -61,11 +61,40 @@ def test_it_is_the_same_every_time(text):
 
 def test_tasks_wait_for_what_tfx_says(documents):
     tasks = documents[0]["root"]["dag"]["tasks"]
-    assert tasks["transform"]["dependentTasks"] == sorted(
-        ["data-gate", "import-schema-gen", "mnist-example-gen"]
-    )
-    assert "baseline-resolver" in tasks["evaluator"]["dependentTasks"]
+    assert tasks["transform"]["dependentTasks"] == ["mnist-example-gen", "statistics-gen"]
+    assert "trainer" in tasks["evaluator"]["dependentTasks"]
     assert "dependentTasks" not in tasks["mnist-example-gen"]
+
+
+def nodes_of(spec: dict) -> dict[str, list[str]]:
+    """The nodes that each task runs, in turn."""
+    return {
+        name.removeprefix("exec-"): executor["container"]["args"][0]
+        .removeprefix("--node=")
+        .split(",")
+        for name, executor in spec["deploymentSpec"]["executors"].items()
+    }
+
+
+def test_nodes_without_work_run_in_the_container_of_another(documents):
+    nodes = nodes_of(documents[0])
+    assert nodes["statistics-gen"] == [
+        "ImportSchemaGen",
+        "StatisticsGen",
+        "ExampleValidator",
+        "DataGate",
+    ]
+    assert nodes["evaluator"] == ["BaselineResolver", "Evaluator"]
+    shown = documents[0]["root"]["dag"]["tasks"]["evaluator"]["taskInfo"]["name"]
+    assert shown == "baseline-resolver + evaluator"
+
+
+def test_a_node_with_settings_of_its_own_is_a_task_of_its_own():
+    text = compiled("model=simple", "kubeflow.nodes.DataGate.memory=3Gi")
+    spec, _ = yaml.safe_load_all(text)
+    assert nodes_of(spec)["data-gate"] == ["DataGate"]
+    assert "DataGate" not in nodes_of(spec)["statistics-gen"]
+    assert "data-gate" in spec["root"]["dag"]["tasks"]["transform"]["dependentTasks"]
 
 
 def test_all_that_follows_the_verdict_on_a_span_hangs_on_it():
@@ -86,8 +115,8 @@ def test_all_that_follows_the_verdict_on_a_span_hangs_on_it():
         "'train'",
     ]
     inner = spec["components"][condition["componentRef"]["name"]]["dag"]["tasks"]
-    assert {"transform", "trainer", "span-gate", "pusher", "run-report"} <= set(inner)
-    assert set(tasks) >= {"drift-monitor", "data-gate"}
+    assert {"transform", "trainer", "pusher", "run-report"} <= set(inner)
+    assert set(tasks) >= {"drift-monitor", "statistics-gen"}
     outputs = spec["components"]["comp-drift-monitor"]["outputDefinitions"]["parameters"]
     assert set(outputs) == {"verdict", "reason"}
 

@@ -135,9 +135,7 @@ def test_a_new_span_is_trained_on(second, volume, digits):
     assert examples.custom_properties["span"].int_value == 2
     assert len(volume.versions) == 3
     # An older span can be asked for.
-    again = volume.driver.run(
-        {"span": "1"}, run_id="run-old-span", only=["import-schema-gen", "mnist-example-gen"]
-    )
+    again = volume.driver.run({"span": "1"}, run_id="run-old-span", only=["mnist-example-gen"])
     assert again.failed is None
     (examples,) = history.run_outputs(volume.store, "run-old-span", "Examples")
     assert examples.custom_properties["span"].int_value == 1
@@ -177,8 +175,7 @@ def test_a_node_that_fails_for_good_ends_the_run(tmp_path, digits_folder, driver
     volume = Volume(tmp_path, driver_of, "kubeflow.defaults.retries=1", "model.code_size=32")
     # A hyper-parameter that this model does not have: the Trainer's own refusal
     # comes before, so break what it reads instead.
-    before = ["import-schema-gen", "mnist-example-gen", "statistics-gen", "example-validator"]
-    before += ["data-gate", "pca-reference", "transform"]
+    before = ["mnist-example-gen", "statistics-gen", "pca-reference", "transform"]
     assert volume.driver.run({}, run_id="run-fails", only=before).failed is None
     (graph,) = history.run_outputs(volume.store, "run-fails", "TransformGraph")
     shutil.rmtree(pathlib.Path(graph.uri) / "transform_fn")

@@ -40,7 +40,7 @@ def driver(driver_of, place):
 @pytest.fixture(scope="module")
 def ingested(driver, place):
     """The nodes up to the data, executed from the compiled file."""
-    done = driver.run({}, run_id=RUN, only=["import-schema-gen", "mnist-example-gen"])
+    done = driver.run({}, run_id=RUN, only=["mnist-example-gen"])
     assert done.failed is None, done.attempts[-1].stderr
     return done
 
@@ -138,19 +138,22 @@ def volume(tmp_path) -> tuple[pathlib.Path, list[str]]:
 INGEST = ("mnist-example-gen", "MnistExampleGen")
 
 
-def test_a_killed_attempt_is_cleared_away_and_done_again(ingested, driver, place):
-    with at_work(driver, place, "statistics-gen", "StatisticsGen") as process:
+def test_a_killed_attempt_is_cleared_away_and_done_again(driver, volume):
+    folder, words = volume
+    task, node_id = INGEST
+    with at_work(driver, folder, task, node_id, *words) as process:
         process.kill()
         process.communicate()
-    assert states_of(place, "StatisticsGen") == [STATES.RUNNING]
-    done = execute(driver, "statistics-gen")
+    assert states_of(folder, node_id) == [STATES.RUNNING]
+    again = [*driver.command(task, {}, RUN), *words]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # TFX gives attempts of a run one execution.
-    assert states_of(place, "StatisticsGen")[-1] == STATES.COMPLETE
-    assert STATES.RUNNING not in states_of(place, "StatisticsGen")
-    (statistics,) = history.run_outputs(store_of(place), RUN, "ExampleStatistics")
-    folders = os.listdir(place / "pipeline" / "StatisticsGen" / "statistics")
-    assert folders == [os.path.basename(statistics.uri)]
+    assert states_of(folder, node_id)[-1] == STATES.COMPLETE
+    assert STATES.RUNNING not in states_of(folder, node_id)
+    (examples,) = history.run_outputs(store_of(folder), RUN, "Examples")
+    folders = os.listdir(folder / "pipeline" / node_id / "examples")
+    assert folders == [os.path.basename(examples.uri)]
 
 
 def test_a_cancelled_node_says_so_in_the_store(driver, volume):
@@ -196,6 +199,34 @@ def test_a_node_that_is_cancelled_inside_beam_says_so_everywhere(driver, volume)
     assert states_of(folder, node_id)[-1] == STATES.COMPLETE
 
 
+# A task of several nodes that is told to stop when the first one has ended.
+STOPPED_BETWEEN = """
+import os, signal, sys
+from kubeflow import node
+
+def run_and_stop(*arguments):
+    run(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+run, node.run_node = node.run_node, run_and_stop
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_is_cancelled_between_two_nodes_goes_on_there(ingested, driver, place):
+    stopped = scripted(driver, STOPPED_BETWEEN, "statistics-gen")
+    done = subprocess.run(stopped, capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr[-2_000:]
+    assert done.stderr.splitlines()[-1] == "StatisticsGen: error: cancelled (SIGTERM)"
+    assert states_of(place, "ImportSchemaGen") == [STATES.COMPLETE]
+    assert states_of(place, "StatisticsGen") == []
+    again = execute(driver, "statistics-gen")
+    assert again.returncode == 0, again.stderr
+    assert "ImportSchemaGen is done already" in again.stderr
+    assert states_of(place, "DataGate") == [STATES.COMPLETE]
+
+
 # A node whose first launch meets another one's transaction.
 CONTENDED = """
 import sys
@@ -216,11 +247,11 @@ sys.exit(node.main(sys.argv[1:]))
 def test_contended_metadata_is_tried_again(driver, volume):
     """The runner's error comes from the store's: its class counts, not the outermost one."""
     folder, words = volume
-    contended = scripted(driver, CONTENDED, "import-schema-gen", *words)
+    contended = scripted(driver, CONTENDED, "mnist-example-gen", *words)
     done = subprocess.run(contended, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     assert "trying again" in done.stderr
-    assert states_of(folder, "ImportSchemaGen") == [STATES.COMPLETE]
+    assert states_of(folder, "MnistExampleGen") == [STATES.COMPLETE]
 
 
 def test_a_node_that_is_told_to_stop_when_its_work_is_done_is_done(driver, volume):
@@ -242,6 +273,7 @@ def test_a_node_that_is_told_to_stop_when_its_work_is_done_is_done(driver, volum
     assert states_of(folder, node_id) == [STATES.COMPLETE]
 
 
+@pytest.mark.slow
 def test_a_node_that_takes_too_long_gives_up(driver, volume):
     folder, words = volume
     task, node_id = INGEST
@@ -311,7 +343,7 @@ def test_spans_are_found_in_the_container(tmp_path):
 
 @pytest.mark.slow
 def test_no_metadata_store_is_exit_code_3_and_the_next_attempt_finds_it(driver, place, tmp_path):
-    command = driver.command("import-schema-gen", {}, "no-store")
+    command = driver.command("mnist-example-gen", {}, "no-store")
     index = next(i for i, w in enumerate(command) if w.startswith("--metadata-url="))
     command[index] = "--metadata-url=mysql://nobody@127.0.0.1:1/nothing"
     command.append("--metadata-patience=1")

@@ -69,9 +69,7 @@ def test_ingestion_and_statistics_run_on_the_workers_of_a_pool(
         "beam.environment_type=EXTERNAL",
         f"beam.environment_config=localhost:{pool}",
     )
-    done = driver.run(
-        {}, run_id="portable", only=["import-schema-gen", "mnist-example-gen", "statistics-gen"]
-    )
+    done = driver.run({}, run_id="portable", only=["mnist-example-gen", "statistics-gen"])
     assert done.failed is None, done.attempts[-1].stderr[-3_000:]
     store = history.open_store(str(tmp_path / "metadata.sqlite"))
     (examples,) = history.run_outputs(store, "portable", "Examples")

@@ -98,7 +98,7 @@ def test_a_store_that_comes_up_late_is_waited_for(mysql, driver_of, tmp_path):
         return {"MNIST_AE_METADATA_PASSWORD": "wrong"} if attempt == 0 else {}
 
     done = driver.run(
-        {}, run_id="run-late", secrets=secrets, before=before, only=["import-schema-gen"]
+        {}, run_id="run-late", secrets=secrets, before=before, only=["mnist-example-gen"]
     )
     assert done.failed is None
     assert [a.code for a in done.attempts] == [3, 0]
