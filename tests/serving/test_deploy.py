@@ -108,6 +108,14 @@ def test_compose_is_what_docker_takes() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_server_without_a_model_yet_is_not_restarted() -> None:
+    """The real one opens no port before every model of its file is there: seen with 2.16.1."""
+    (server,) = pod()["containers"]
+    probe = server["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 7 * 24 * 3600
+    assert "initialDelaySeconds" not in server["livenessProbe"]
+
+
 def test_compose_and_kubernetes_start_the_server_alike() -> None:
     service = compose()["services"]["serving"]
     assert service["command"] == container()["args"]

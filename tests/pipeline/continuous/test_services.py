@@ -3,6 +3,7 @@
 import configparser
 import pathlib
 import shlex
+import subprocess
 
 import yaml
 
@@ -41,3 +42,20 @@ def test_the_compose_service():
     probe = service["healthcheck"]["test"]
     assert probe[:3] == ["CMD", "python", "-c"]
     compile(probe[3], "healthcheck", "exec")
+
+
+def test_a_folder_that_cannot_be_written_starts_nothing(tmp_path):
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    needed = services["watch"]["depends_on"]["watch-start"]
+    assert needed == {"condition": "service_completed_successfully"}
+    start = services["watch-start"]
+    assert (start["user"], start["volumes"][0]) == (
+        services["watch"]["user"],
+        services["watch"]["volumes"][0],
+    )
+    shell, option, script = start["command"]
+    for folder, code in ((tmp_path, 0), (tmp_path / "missing", 2)):
+        words = [shell, option, script.replace("/runs", str(folder))]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert ("sudo chown 1000:1000 ROOT" in done.stderr) is bool(code)
