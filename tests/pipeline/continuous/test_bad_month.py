@@ -331,17 +331,21 @@ def test_bursts_of_served_errors_train_one_span_at_a_time(month):
     strange = 255 - month.images(120)
     normal = month.images(120)
 
-    def call(images):
-        samples = {"sample_dir": str(month.root / "samples"), "sample_fraction": 1.0}
-        with ReconstructionClient(month.target, model="simple", **samples) as client:
+    def call(images, sampled=1.0):
+        samples = {"sample_dir": str(month.root / "samples"), "sample_fraction": sampled}
+        with ReconstructionClient(
+            month.target, model="simple", **(samples if sampled else {})
+        ) as client:
             client.score(images)
 
     for burst in range(4):
-        # Three images are no reason to train, however wrong; nor is a hundred at every look.
+        # Three images are no reason to train, however wrong what is served; nor is a hundred at
+        # every look.
         for _ in range(3):
+            call(strange, sampled=0.0)
             call(strange[burst * 3 : burst * 3 + 3])
             month.work(watch)
-        call(strange + np.uint8(burst))
+        call(np.maximum(strange, 10) - np.uint8(burst))
         month.work(watch)
     made = [m for m in spans.scan(month.root) if m.source["kind"] == "served"]
     assert made and min(m.count for m in made) >= 100
