@@ -107,7 +107,16 @@ def _starter(
             parameters=parameters,
             service_account=service_account,
         )
-        return client.run(submission) if trigger is None else client.schedule(submission, **trigger)
+        if trigger is None:
+            return client.run(submission)
+        made, account = client.schedule(submission, **trigger)
+        if service_account and account and account != service_account:
+            print(
+                f"mnist-ae: note: this backend will run it as {account}, not {service_account}; "
+                "Kubeflow Pipelines 2.17 or newer heeds --service-account of a schedule",
+                file=sys.stderr,
+            )
+        return made
 
     return start
 

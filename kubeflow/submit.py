@@ -298,8 +298,13 @@ class KubeflowClient:
         interval_seconds: int | None,
         max_concurrency: int,
         catch_up: bool,
-    ) -> str:
-        """Makes a recurring run, which replaces those of the same name."""
+    ) -> tuple[str, str]:
+        """Makes a recurring run, which replaces those of the same name.
+
+        Returns:
+          Its identifier, and the service account that its pods run as: backends
+          before 2.17 do not heed the one of the submission.
+        """
         trigger: dict[str, Any] = (
             {"cron_schedule": {"cron": cron}}
             if cron
@@ -316,10 +321,10 @@ class KubeflowClient:
         replaced = self._find(
             "recurringruns", submission["display_name"], self._where, "recurringRuns"
         )
-        made = self._post("/recurringruns", body)["recurring_run_id"]
+        made = self._post("/recurringruns", body)
         for old in replaced:
             self._send("DELETE", f"/recurringruns/{_quoted(old['recurring_run_id'])}")
-        return made
+        return made["recurring_run_id"], made.get("service_account", "")
 
     def state(self, run_id: str) -> RunState:
         """How far a run is."""

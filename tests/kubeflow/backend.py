@@ -122,7 +122,11 @@ class Backend:
                 return self._named(request, "recurringRuns", names)
             made = f"rr-{len(self.posts('/recurringruns'))}"
             self.recurring[made] = request.json["display_name"]
-            return 200, {"recurring_run_id": made}
+            # apiserver/template/v2_template.go: before 2.17 the account asked for is not heeded.
+            account = request.json.get("service_account", "pipeline-runner")
+            if tuple(map(int, self.tag.split(".")[:2])) < (2, 17):
+                account = "pipeline-runner"
+            return 200, {"recurring_run_id": made, "service_account": account}
         if path.startswith("/recurringruns/") and request.method == "DELETE":
             del self.recurring[path.rpartition("/")[2]]
             return 200, {}

@@ -87,6 +87,16 @@ def test_a_schedule_says_when_and_how_many(backend, capsys):
     assert body["no_catchup"] is False
 
 
+def test_a_schedule_that_runs_as_somebody_else_says_so(backend, capsys):
+    words = ["schedule", "--host", backend.host, "--model", "simple", "--every", "6h"]
+    assert run(capsys, *words)[2] == ""
+    code, out, err = run(capsys, *words, "--service-account", "mnist-ae-runner")
+    assert (code, out) == (0, "recurring run rr-2\n")
+    assert "pipeline-runner, not mnist-ae-runner" in err and err.count("\n") == 1
+    backend.tag = "2.17.0"
+    assert run(capsys, *words, "--service-account", "mnist-ae-runner")[2] == ""
+
+
 def test_a_schedule_made_again_takes_the_place_of_the_first(backend, capsys):
     words = ["schedule", "--host", backend.host, "--model", "simple", "--every", "6h"]
     assert run(capsys, *words, "--name", "nightly")[0] == 0
