@@ -61,7 +61,8 @@ def services(handlers: Handlers, metrics: Metrics, healthy: Callable[[], bool]) 
     def check(data: bytes, _: Any) -> bytes:
         # HealthCheckRequest { string service = 1; }, shorter than 128 bytes.
         service = data[2:] if data[:1] == b"\x0a" else data
-        if service.decode("utf-8", "replace") not in ("", PREDICTION_SERVICE, MODEL_SERVICE):
+        # The names that TensorFlow Serving gives them here, without their package.
+        if service not in (b"", b"PredictionService", b"ModelService"):
             raise StatusError(Code.NOT_FOUND, "unknown service")
         return _SERVING if healthy() else _NOT_SERVING
 

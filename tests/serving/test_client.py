@@ -1,4 +1,4 @@
-"""The client against the embedded server, over gRPC, REST, and from a folder."""
+"""The client against the embedded server and a real one, over gRPC, REST, and from a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ModelSettings, ServerOptions
 from serving.transport import Address
 from tests.serving import models
-from tests.serving.process import answered
+from tests.serving.process import RealServer, answered, needs_binary
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
 
@@ -38,17 +38,35 @@ def server(built: pathlib.Path) -> Iterator[EmbeddedServer]:
         yield running
 
 
-@pytest.fixture(params=["grpc", "rest", "folder"])
-def client(
-    request: pytest.FixtureRequest, server: EmbeddedServer, built: pathlib.Path
-) -> Iterator[ReconstructionClient]:
-    if request.param == "folder":
+@pytest.fixture(scope="module")
+def real(built: pathlib.Path) -> Iterator[RealServer]:
+    flags = [
+        "--model_name=autoencoder", f"--model_base_path={built / 'autoencoder'}",
+        "--enable_grpc_healthcheck_service=true",
+    ]  # fmt: skip
+    with RealServer("autoencoder", *flags) as running:
+        yield running
+
+
+@pytest.fixture(params=["server", pytest.param("real", marks=needs_binary)])
+def either(request: pytest.FixtureRequest) -> EmbeddedServer | RealServer:
+    return request.getfixturevalue(request.param)
+
+
+OF_A_REAL_SERVER = [
+    pytest.param(way, marks=needs_binary) for way in ("grpc, real server", "rest, real server")
+]
+
+
+@pytest.fixture(params=["grpc", "rest", "folder", *OF_A_REAL_SERVER])
+def client(request: pytest.FixtureRequest, built: pathlib.Path) -> Iterator[ReconstructionClient]:
+    way, _, real = request.param.partition(", ")
+    if way == "folder":
         made = ReconstructionClient.from_folder(str(built / "autoencoder" / "1"), batch_size=4)
     else:
-        rest = request.param == "rest"
-        target = server.rest_address if rest else server.address
-        assert target is not None
-        made = ReconstructionClient(target, model="autoencoder", rest=rest, batch_size=4)
+        running = request.getfixturevalue("real" if real else "server")
+        target = running.rest_address if way == "rest" else running.address
+        made = ReconstructionClient(target, model="autoencoder", rest=way == "rest", batch_size=4)
     with made:
         yield made
 
@@ -134,9 +152,9 @@ def test_a_stream_comes_back_in_order(client: ReconstructionClient) -> None:
         np.testing.assert_allclose(answer.images, client.reconstruct(batch).images, rtol=1e-5)
 
 
-def test_one_client_serves_many_threads(server: EmbeddedServer) -> None:
+def test_one_client_serves_many_threads(either: EmbeddedServer | RealServer) -> None:
     with (
-        ReconstructionClient(server.address, model="autoencoder") as client,
+        ReconstructionClient(either.address, model="autoencoder") as client,
         futures.ThreadPoolExecutor(16) as pool,
     ):
         codes = client.encode(IMAGES)
@@ -146,9 +164,9 @@ def test_one_client_serves_many_threads(server: EmbeddedServer) -> None:
             np.testing.assert_allclose(code[0], codes[index % 10], rtol=1e-5, atol=1e-6)
 
 
-def test_errors_are_typed_and_say_what_to_do(server: EmbeddedServer) -> None:
+def test_errors_are_typed_and_say_what_to_do(either: EmbeddedServer | RealServer) -> None:
     def client(**options: Any) -> ReconstructionClient:
-        return ReconstructionClient(server.address, **{"model": "autoencoder", **options})
+        return ReconstructionClient(either.address, **{"model": "autoencoder", **options})
 
     with pytest.raises(errors.ModelNotFoundError, match=r"model 'x'.*mnist-ae status"):
         client(model="x").reconstruct(IMAGES)
@@ -312,9 +330,9 @@ def test_a_server_that_never_answers_ends_at_the_deadline() -> None:
     server.stop(0).wait()
 
 
-def test_large_batches_pass_the_four_mebibyte_default(server: EmbeddedServer) -> None:
+def test_large_batches_pass_the_four_mebibyte_default(either: EmbeddedServer | RealServer) -> None:
     images = np.zeros((4000, 28, 28), np.uint8)  # 3 MB there, 12 MB back
-    with ReconstructionClient(server.address, model="autoencoder", batch_size=4000) as client:
+    with ReconstructionClient(either.address, model="autoencoder", batch_size=4000) as client:
         assert client.reconstruct(images).images.shape == (4000, 28, 28)
 
 
@@ -324,10 +342,10 @@ def test_a_folder_that_is_no_model_is_an_input_error(tmp_path: pathlib.Path) -> 
     assert caught.value.exit_code == 2
 
 
-def test_health_says_serving(server: EmbeddedServer) -> None:
-    with grpc.insecure_channel(server.address) as channel:
+def test_health_says_serving(either: EmbeddedServer | RealServer) -> None:
+    with grpc.insecure_channel(either.address) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        for service in (b"", b"tensorflow.serving.PredictionService"):
+        for service in (b"", b"PredictionService", b"ModelService"):
             request = b"\x0a" + bytes([len(service)]) + service if service else b""
             assert check(request, timeout=300) == b"\x08\x01"
         with pytest.raises(grpc.RpcError) as caught:
