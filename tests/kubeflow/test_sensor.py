@@ -62,7 +62,8 @@ def test_spans_run_node_by_node(digits, tmp_path, driver_of):
     versions = sorted(p.name for p in (tmp_path / "models" / "simple").iterdir())
     spans.publish(tmp_path / "data", 255 - images[3_000:], None, source=SOURCE)
     strange = driver.run({}, run_id="run-strange")
-    spans.publish(tmp_path / "data", images[rows], labels[rows], source=SOURCE)
+    # In another order: what was published already is no new span.
+    spans.publish(tmp_path / "data", images[rows][::-1], labels[rows][::-1], source=SOURCE)
     known = driver.run({}, run_id="run-known")
     for done, verdict, reason in ((strange, "stop", "too strange"), (known, "skip", "nothing new")):
         assert done.failed is None, done.attempts[-1].stderr[-2_000:]
