@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -22,6 +23,7 @@ from serving.client import ReconstructionClient
 from serving.standin import settings
 from serving.standin.metrics import PATH as METRICS_PATH
 from serving.standin.metrics import Metrics
+from tests.serving.process import RealServer, needs_binary
 
 DEPLOY = pathlib.Path(serving.__file__).parent / "deploy"
 WATCH = DEPLOY.parent.parent / "pipeline" / "deploy"
@@ -225,16 +227,25 @@ def test_probes_require_an_available_version() -> None:
     assert container()["livenessProbe"]["tcpSocket"]["port"] == "grpc"
 
 
-def test_the_probe_itself_tells_ready_from_not(built: pathlib.Path, start_server: Any) -> None:
+@pytest.mark.parametrize("kind", ["stand-in", pytest.param("real", marks=needs_binary)])
+def test_the_probe_itself_tells_ready_from_not(
+    built: pathlib.Path, start_server: Any, kind: str
+) -> None:
     if not shutil.which("bash"):
         pytest.skip("bash is not on the PATH")
     [name] = model_names()
-    server = start_server({name: built / "autoencoder"}, rest_port=0)
-    script = container()["readinessProbe"]["exec"]["command"][-1]
-    for model, expected in ((name, 0), ("nobody", 1)):
-        text = script.replace(f"/{REST};", f"/{server.rest_port};").replace(name, model)
-        done = subprocess.run(["bash", "-c", text], timeout=300, check=False)
-        assert done.returncode == expected
+    with contextlib.ExitStack() as stack:
+        if kind == "real":
+            flags = f"--model_name={name}", f"--model_base_path={built / 'autoencoder'}"
+            address = stack.enter_context(RealServer(name, *flags)).rest_address
+        else:
+            address = start_server({name: built / "autoencoder"}, rest_port=0).rest_address
+        script = container()["readinessProbe"]["exec"]["command"][-1]
+        port = address.rpartition(":")[2]
+        for model, expected in ((name, 0), ("nobody", 1)):
+            text = script.replace(f"/{REST};", f"/{port};").replace(name, model)
+            done = subprocess.run(["bash", "-c", text], timeout=300, check=False)
+            assert done.returncode == expected
 
 
 def test_nothing_runs_as_root_or_writes() -> None:
