@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 	--dist loadgroup --no-loadscope-reorder
 TEST_ENV := MNIST_DATA_DIR="$${MNIST_DATA_DIR:-$(abspath $(wildcard ../shared/data/mnist))}"
 
-.PHONY: run test test-all test-fresh lint format setup clean lock docs bench bench-models bench-serving bench-uses
+.PHONY: run test test-all test-cluster test-fresh lint format setup clean lock docs bench bench-models bench-serving bench-uses
 
 run: setup
 	@$(BIN)/mnist-ae run $(ARGS)
@@ -21,6 +21,11 @@ test: setup
 
 test-all: setup
 	@$(TEST_ENV) $(PYTEST) $(ARGS)
+
+# The guide docs/kubeflow.md on the cluster of KUBECONFIG, which has Kubeflow Pipelines 2 and nothing
+# of ours; an hour. tests/cluster/cluster.sh makes such a one here.
+test-cluster: setup
+	@$(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 # The two commands on machines that have nothing else; as root, an hour. ARGS="debian-13" is one.
 test-fresh:
