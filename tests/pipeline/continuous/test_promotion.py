@@ -1,16 +1,18 @@
 """Canary, soak, promotion, rollback, on a live server that a client never leaves."""
 
+import contextlib
 import glob
 import os
 import shutil
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from pipeline import config, history
 from pipeline.continuous import promotion, spans, state, watcher, withdraw
-from serving import errors, files, locate
+from serving import client, contract, errors, files, locate
 from serving.client import ReconstructionClient
 from serving.rollout import ConfigFile, Rollout, entry_of, labels_of
 from serving.standin.server import EmbeddedServer
@@ -203,6 +205,35 @@ def test_a_server_that_is_away_withdraws_nobody(tmp_path, monkeypatch, error):
     soak.found = {"canary": 0.01, "stable": 0.01}
     assert soak.step(60) == ["promoted"]
     assert labels(tmp_path).stable == 2
+
+
+@pytest.mark.parametrize(
+    "error, event",
+    [*((error, "waiting") for error in AWAY), (errors.InvalidRequestError("-"), "rolled_back")],
+    ids=lambda given: type(given).__name__ if isinstance(given, Exception) else given,
+)
+def test_a_canary_that_fails_after_the_stable_version_answered(
+    tmp_path, monkeypatch, digits, error, event
+):
+    """A server that restarts between the two probes says nothing of the canary."""
+
+    class Client(contextlib.nullcontext):
+        def __init__(self, target, *, model, version, timeout):
+            super().__init__(self)
+            self.version = version
+
+        def call(self, signature, inputs, outputs):
+            if self.version == 2:
+                raise error
+            return {contract.MSE: np.full(len(inputs[contract.EXAMPLES]), 0.01)}
+
+    compare = promotion.Promotion.compare
+    soak = Probed(tmp_path, monkeypatch, soak_seconds=60.0)
+    monkeypatch.setattr(promotion.Promotion, "compare", compare)
+    monkeypatch.setattr(client, "ReconstructionClient", Client)
+    spans.publish_golden(tmp_path, *digits["eval"], source={"kind": "numpy"})
+    assert soak.step(0) == [event]
+    assert bool(soak.state.rollout) == (event == "waiting")
 
 
 @pytest.mark.parametrize("canary, event", [(0.01, "promoted"), (0.02, "rolled_back")])
