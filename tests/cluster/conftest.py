@@ -91,7 +91,8 @@ class Cluster:
         def running() -> Any:
             for pod in self.get("pods", f"--selector=pipeline/runid={run_id}"):
                 main = [c for c in pod["spec"]["containers"] if c["name"] == "main"]
-                words = " ".join(main[0].get("command", []) + main[0].get("args", []))
+                # The driver has it too, inside of its JSON.
+                words = main[0].get("command", []) + main[0].get("args", [])
                 if f"--node={node}" in words and pod["status"]["phase"] == "Running":
                     return pod
             return None
