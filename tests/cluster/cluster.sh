@@ -313,7 +313,8 @@ down() {
   fi
   for name in proxy scheduler controller-manager apiserver etcd containerd; do end $name; done
   { mount | sed -n "s#.* on \($STATE/kubelet[^ ]*\|$RUN[^ ]*\) .*#\1#p" | sort -r | xargs -r umount; } 2>/dev/null || true
-  kube-proxy --cleanup >/dev/null 2>&1 || true
+  iptables-save | grep -v 'KUBE-\|CNI-' | iptables-restore
+  find /sys/fs/cgroup -depth -type d -path '*kubepods*' -exec rmdir {} + 2>/dev/null || true
   ip link delete mnist-ae0 2>/dev/null || true
   rm -rf "$STATE" $RUN
 }
