@@ -74,7 +74,7 @@ def test_overlay_and_secret(cluster):
 def test_the_first_run_pushes_a_model_that_is_served(cluster, runs):
     runs["first"] = state = cluster.run("--param=epochs=1")
     assert state["state"] == "SUCCEEDED", state
-    assert set(states(state).values()) == {"SUCCEEDED"} and len(state["tasks"]) >= 13
+    assert set(states(state).values()) == {"SUCCEEDED"} and len(state["tasks"]) >= 10
     cluster.kubectl("rollout", "status", "deployment/mnist-ae-serving", "--timeout=600s")
     assert len(versions(cluster)) == 1
 
