@@ -453,6 +453,11 @@ class KubeflowClient:
             return KubeflowError(f"{where}: 404; is that a Kubeflow Pipelines 2 backend?")
         said = said if isinstance(said, dict) else {}
         message = said.get("error_message") or said.get("message") or said.get("error")
+        # The answer to an upload has the cause here, a stack trace below it
+        # (apiserver/server/pipeline_upload_server.go, writeErrorToResponse).
+        cause = str(said.get("error_details") or "").partition("\n")[0]
+        if cause and cause not in str(message):
+            message = f"{message}: {cause}"
         text = " ".join(str(message or error.reason or "no reason given").split())[:300]
         tried = f" (tried {_TRIES} times)" if status in _BAD_GATEWAY and method != "POST" else ""
         return KubeflowError(f"{method} {where}: {status}: {text}{tried}")

@@ -43,7 +43,7 @@ class Backend:
         self.recurring: dict[str, str] = {}
         self.tag = "2.5.0"
         self.run_states: list[dict[str, Any]] = []
-        # Status code, SILENCE or "hang up", by request; None answers.
+        # Status code, code and body, SILENCE or "hang up", by request; None answers.
         self.faults: list[Any] = []
         outer = self
 
@@ -65,11 +65,9 @@ class Backend:
                 if fault is outer.SILENCE or fault == "hang up":
                     self.close_connection = True
                     return
-                status, answer = (
-                    (fault, {"message": f"fault {fault}"})
-                    if isinstance(fault, int)
-                    else outer.answer(request)
-                )
+                if isinstance(fault, int):
+                    fault = fault, {"message": f"fault {fault}"}
+                status, answer = fault or outer.answer(request)
                 data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

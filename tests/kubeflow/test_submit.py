@@ -293,6 +293,21 @@ def test_what_the_backend_says_is_shown(backend, capsys):
     assert code == 3 and "404: Run not found" in err and err.count("\n") == 1
 
 
+def test_an_upload_that_is_refused_says_why(backend, tmp_path):
+    """In KFP's own words the reason is one line of the details, a stack trace the others."""
+    client = submit.KubeflowClient(backend.host, submit.Credentials())
+    said = {
+        "error_message": "Failed to create a pipeline version",
+        "error_details": "Invalid input error: unknown template format\ngithub.com/kubeflow/...\n",
+    }
+    backend.faults = [None] * 4 + [(400, said)]
+    with pytest.raises(submit.KubeflowError) as caught:
+        client.upload("p", "pipelineInfo: {}")
+    assert backend.requests[-1].path.endswith("/upload_version")
+    told = "400: Failed to create a pipeline version: Invalid input error: unknown template format"
+    assert str(caught.value).endswith(told)
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
