@@ -253,7 +253,7 @@ def _shipped(values: Mapping[str, Any]) -> str:
     return json.dumps(shipped, sort_keys=True)
 
 
-def _write(config: PipelineConfig, shipped: str, graph: Sequence[Task]) -> str:
+def _write(config: PipelineConfig, shipped: str, tasks: Sequence[Task]) -> str:
     with warnings.catch_warnings():
         # kfp warns of every Python version that is not its newest.
         warnings.simplefilter("ignore")
@@ -267,13 +267,13 @@ def _write(config: PipelineConfig, shipped: str, graph: Sequence[Task]) -> str:
         outputs = {DRIFT: VERDICT_OUTPUTS}
         components = {
             task.name: _component(config, shipped, task, outputs.get(task.lead, ()))
-            for task in graph
+            for task in tasks
         }
 
         def pipeline(*values: Any) -> None:
             made: dict[str, Any] = {}
             with contextlib.ExitStack() as conditions:
-                for task in graph:
+                for task in tasks:
                     new = components[task.name](
                         **dict(zip(PARAMETERS, values)),
                         **{_RUN_ID: dsl.PIPELINE_JOB_ID_PLACEHOLDER},

@@ -13,6 +13,8 @@ end by themselves when nothing is heard of it (kill -9, a lost machine).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
@@ -20,8 +22,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import urllib3
@@ -210,43 +213,47 @@ def _run_there(name: str, job_file: str, settings: Mapping[str, Any]) -> None:
     config.load_incluster_config()
     objects = manifests(name, job_file, settings)
     cluster = _Cluster(client.ApiClient(), settings["namespace"])
-    beat = _Beat(job_file)
     try:
-        beat.give()
-        for thing in objects:
-            cluster.create(thing)
-        while True:
-            done, problem = cluster.outcome(objects[-1]["kind"], name)
-            if problem:
-                raise RuntimeError(f"the workers of {name} failed: {problem}")
-            if done:
-                return
-            time.sleep(_POLL_SECONDS)
-            beat.give()
+        with _beating(job_file):
+            for thing in objects:
+                cluster.create(thing)
+            while True:
+                done, problem = cluster.outcome(objects[-1]["kind"], name)
+                if problem:
+                    raise RuntimeError(f"the workers of {name} failed: {problem}")
+                if done:
+                    return
+                time.sleep(_POLL_SECONDS)
     finally:
         # Also when this node is cancelled: workers must not train on alone.
         for thing in objects:
             cluster.delete(thing["kind"], name)
 
 
-class _Beat:
-    """A sign of life of the Trainer on the volume, for its workers."""
+@contextlib.contextmanager
+def _beating(job_file: str) -> Iterator[None]:
+    """Signs of life of this process on the volume, for its workers, whatever it waits for."""
+    from tfx.dsl.io import fileio
 
-    def __init__(self, job_file: str):
-        self._path = job_file + _BEAT_SUFFIX
-        self._count = 0
-        self._heard = 0.0
+    ended = threading.Event()
 
-    def give(self) -> None:
-        """Writes it anew, where the last one is some seconds old."""
-        from tfx.dsl.io import fileio
+    def beat() -> None:
+        for count in itertools.count():
+            try:
+                with fileio.open(job_file + _BEAT_SUFFIX, "w") as f:
+                    f.write(f"{os.environ.get('KFP_POD_UID', os.getpid())} {count}")
+            except Exception as e:
+                # A volume that stumbles is no reason to end a training.
+                _logger.warning("no sign of life for the workers: %s", e)
+            if ended.wait(_BEAT_SECONDS):
+                return
 
-        if self._count and time.monotonic() - self._heard < _BEAT_SECONDS:
-            return
-        self._count += 1
-        self._heard = time.monotonic()
-        with fileio.open(self._path, "w") as f:
-            f.write(f"{os.environ.get('KFP_POD_UID', os.getpid())} {self._count}")
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        # Not waited for: on a volume that hangs, the workers are to be deleted all the same.
+        ended.set()
 
 
 class _Cluster:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import kubernetes
 import kubernetes_validate
@@ -100,9 +101,15 @@ class Api:
 
     Args:
       refusals: Status codes that its first answers to reads have instead.
+      until: Reads are refused as long as this is not true.
     """
 
-    def __init__(self, outcome: str, refusals: Sequence[int] = ()):
+    def __init__(
+        self,
+        outcome: str,
+        refusals: Sequence[int] = (),
+        until: Callable[[], bool] = lambda: True,
+    ):
         refused = list(refusals)
         self.calls: list[tuple[str, str]] = []
         self.bodies: list[dict] = []
@@ -121,6 +128,8 @@ class Api:
                 status = 200
                 if self.command == "GET" and refused:
                     status = refused.pop(0)
+                elif self.command == "GET" and not until():
+                    status = 503
                 elif self.command == "GET":
                     looks[0] += 1
                     conditions = [
@@ -192,6 +201,21 @@ def test_an_api_server_that_stumbles_does_not_end_the_training(job, api_of):
     api = api_of("Complete", [500, 429, 503])
     workers.launch(job("stumbles"), settings())
     assert [method for method, _ in api.calls].count("GET") == 5
+
+
+def test_workers_hear_of_a_trainer_whose_api_server_stumbles(job, api_of, monkeypatch):
+    """They take it for dead sooner than it gives the API server up."""
+    monkeypatch.setattr(workers, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(workers, "_API_PATIENCE", 60.0)
+    training, heard = job("heard"), set()
+
+    def heard_thrice() -> bool:
+        for path in pathlib.Path(training.log_dir).glob("*.alive"):
+            heard.add(path.read_text())
+        return len(heard - {""}) > 2
+
+    api_of("Complete", (), heard_thrice)
+    workers.launch(training, settings())
 
 
 def test_workers_that_somebody_deleted_end_the_training_at_once(job, api_of):
