@@ -106,7 +106,7 @@ def eval_config(
     """
     overall = config_pb2.SlicingSpec()
     digits = config_pb2.SlicingSpec(feature_keys=[features.LABEL])
-    # Of the overall slice only: a digit that is hard for every model would otherwise decide.
+    # The absolute bound is on the mean alone: a digit that is hard for every model would decide.
     limits: list[tuple[Any, float | None, float]] = [(overall, max_mse, max_increase)]
     if max_digit_increase is not None and use_baseline and by_label:
         limits.append((digits, None, max_digit_increase))

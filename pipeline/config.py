@@ -142,6 +142,16 @@ class PusherConfig(Settings):
     name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
 
 
+class ReportConfig(Settings):
+    """What the page of a run is drawn from.
+
+    Attributes:
+      images: Of each split; where there are more, so many chosen at random.
+    """
+
+    images: PositiveInt = 60_000
+
+
 class ContinuousConfig(Settings):
     """How ``mnist-ae watch`` retrains when spans of new images come in.
 
@@ -370,6 +380,7 @@ class PipelineConfig(Settings):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     validator: ValidatorConfig = ValidatorConfig()
     pusher: PusherConfig = PusherConfig()
+    report: ReportConfig = ReportConfig()
     beam: dict[str, BeamValue] = pydantic.Field(default_factory=dict)
     continuous: ContinuousConfig = ContinuousConfig()
     kubeflow: KubeflowConfig = KubeflowConfig()

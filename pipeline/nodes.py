@@ -318,6 +318,7 @@ class Builder:
             model_name=self._config.model.name,
             servable=self._config.servable,
             configuration=json.dumps(reported_config(self._config), sort_keys=True),
+            images=self._config.report.images,
         )
         return self._add(node)
 

@@ -4,6 +4,7 @@
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import apache_beam as beam
@@ -25,7 +26,7 @@ from components.image_sources import RecordSource
 from components.pca_reference import PcaReferenceArtifact, read_reference
 from serving import contract
 from serving.uses import neighbours
-from serving.uses.columns import PREDICTED, read_columns
+from serving.uses.columns import PREDICTED, read_blocks, read_columns
 from serving.uses.shards import Predictor, Shard, WriteShards, read_metadata
 
 METRICS_FILE = "code_metrics.json"
@@ -37,7 +38,6 @@ _ANOMALY_IMAGES = 2_000
 INDEXED_COLUMNS = (features.IMAGE, features.LABEL, *_INDEXED)
 EXAMINED_COLUMNS = (features.IMAGE, features.LABEL, *_EXAMINED)
 _MAX_PCA = 128
-_BLOCK = 10_000
 
 
 class ImageIndexArtifact(Artifact):
@@ -64,10 +64,27 @@ class CodeMetricsArtifact(Artifact):
     PROPERTIES: ClassVar = {"span": Property(type=PropertyType.INT)}
 
 
-def read_split(index_uri: str, split: str, *columns: str) -> dict[str, np.ndarray]:
+def read_split(
+    index_uri: str, split: str, *columns: str, rows: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Columns of a split of an index, see :func:`columns.read_columns`; {} without it."""
-    paths = sorted(fileio.glob(os.path.join(index_uri, f"Split-{split}", "*.parquet")))
-    return read_columns(paths, columns) if paths else {}
+    paths = _files(index_uri, split)
+    return read_columns(paths, columns, rows) if paths else {}
+
+
+def read_sample(
+    index_uri: str, split: str, columns: Sequence[str], images: int
+) -> dict[str, np.ndarray]:
+    """As :func:`read_split`, of so many images drawn at random, or of all where there are fewer."""
+    count = len(read_split(index_uri, split, features.LABEL).get(features.LABEL, ()))
+    rows = None
+    if count > images:
+        rows = np.sort(np.random.default_rng(0).choice(count, images, replace=False))
+    return read_split(index_uri, split, *columns, rows=rows)
+
+
+def _files(index_uri: str, split: str) -> list[str]:
+    return sorted(fileio.glob(os.path.join(index_uri, f"Split-{split}", "*.parquet")))
 
 
 @component(use_beam=True)
@@ -118,6 +135,9 @@ def measure(
 ) -> dict[str, Any]:
     """What the codes in an index are good for.
 
+    Codes and images are looked at a block at a time and not kept, but for the
+    queries' and the corrupted images'.
+
     Args:
       mean: PCA's, float [784].
       components: PCA's, float [784, 784], most important first.
@@ -127,98 +147,88 @@ def measure(
       ``classification`` (None without labels or classifier),
       ``anomaly`` and ``code``.
     """
-    train = read_split(index_uri, features.TRAIN_SPLIT, *INDEXED_COLUMNS)
-    evaluation = read_split(index_uri, features.EVAL_SPLIT, *EXAMINED_COLUMNS)
-    held_out = read_split(index_uri, features.HELD_OUT_SPLIT, *EXAMINED_COLUMNS)
     return {
-        "search": _search(train, evaluation, mean, components),
-        "anomaly": _anomaly(evaluation, held_out, model_path),
-        "classification": _classification(index_uri, evaluation[features.LABEL]),
-        "code": _spread(evaluation[contract.CODE]),
+        "search": _search(index_uri, mean, components),
+        "anomaly": _anomaly(index_uri, model_path),
+        "classification": _classification(index_uri),
+        "code": _spread(index_uri),
     }
 
 
-def _search(
-    train: dict[str, np.ndarray],
-    evaluation: dict[str, np.ndarray],
-    mean: np.ndarray,
-    components: np.ndarray,
-) -> dict[str, Any] | None:
-    queries = neighbours.choose_queries(evaluation[features.LABEL])
-    known = train[features.LABEL] >= 0
-    if not len(queries) or len(np.unique(train[features.LABEL][known])) < 2:
-        return None
-    labels = evaluation[features.LABEL][queries]
+def _labels(index_uri: str, split: str) -> np.ndarray:
+    return read_split(index_uri, split, features.LABEL)[features.LABEL]
 
-    def agreement(codes: np.ndarray, query_codes: np.ndarray) -> dict[str, float]:
-        rows, _ = neighbours.nearest(codes[known], query_codes)
-        found = train[features.LABEL][known][rows]
-        return dict(zip(("precision_at_10", "knn_accuracy"), neighbours.agreement(found, labels)))
+
+def _search(index_uri: str, mean: np.ndarray, components: np.ndarray) -> dict[str, Any] | None:
+    labels = _labels(index_uri, features.EVAL_SPLIT)
+    indexed = _labels(index_uri, features.TRAIN_SPLIT)
+    indexed = indexed[indexed != contract.NO_LABEL]
+    rows = neighbours.choose_queries(labels)
+    if not len(rows) or len(np.unique(indexed)) < 2:
+        return None
+    queries = read_split(index_uri, features.EVAL_SPLIT, features.IMAGE, contract.CODE, rows=rows)
 
     def project(images: np.ndarray) -> np.ndarray:
-        # A block at a time: as floats, the images of a large set fill the memory.
-        blocks = [images[i : i + _BLOCK] for i in range(0, len(images), _BLOCK)]
-        return np.concatenate(
-            [
-                (block.reshape(len(block), -1).astype(np.float32) / 255 - mean)
-                @ components[:size].T
-                for block in blocks
-            ]
-        )
+        floats = images.reshape(len(images), -1).astype(np.float32) / 255
+        return (floats - mean) @ components[:size].T
 
-    size = min(train[contract.CODE].shape[1], _MAX_PCA)
-    query_images = evaluation[features.IMAGE][queries]
+    def agreement(column: str, like: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+        blocks = read_blocks(_files(index_uri, features.TRAIN_SPLIT), (features.LABEL, column))
+        known = (like(b[column][b[features.LABEL] != contract.NO_LABEL]) for b in blocks)
+        found, _ = neighbours.nearest_in_blocks(known, like(queries[column]))
+        figures = neighbours.agreement(indexed[found], labels[rows])
+        return dict(zip(("precision_at_10", "knn_accuracy"), figures))
+
+    size = min(queries[contract.CODE].shape[1], _MAX_PCA)
     return {
-        **agreement(train[contract.CODE], evaluation[contract.CODE][queries]),
-        "queries": len(queries),
-        "indexed": int(known.sum()),
-        "pca": {
-            "components": size,
-            **agreement(project(train[features.IMAGE]), project(query_images)),
-        },
+        **agreement(contract.CODE, lambda codes: codes),
+        "queries": len(rows),
+        "indexed": len(indexed),
+        "pca": {"components": size, **agreement(features.IMAGE, project)},
     }
 
 
-def _anomaly(
-    evaluation: dict[str, np.ndarray], held_out: dict[str, np.ndarray], model_path: str
-) -> dict[str, Any]:
-    errors = evaluation[contract.RECONSTRUCTION_ERROR]
+def _anomaly(index_uri: str, model_path: str) -> dict[str, Any]:
+    error = contract.RECONSTRUCTION_ERROR
+    held_out = read_split(index_uri, features.HELD_OUT_SPLIT, features.LABEL, error)
     if held_out:
-        return anomalies.on_held_out(
-            errors, held_out[contract.RECONSTRUCTION_ERROR], held_out[features.LABEL]
-        )
+        errors = read_split(index_uri, features.EVAL_SPLIT, error)[error]
+        return anomalies.on_held_out(errors, held_out[error], held_out[features.LABEL])
     predict = Predictor(model_path, (contract.RECONSTRUCTION_ERROR,))
-    rows = np.arange(len(errors))
-    if len(rows) > _ANOMALY_IMAGES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, _ANOMALY_IMAGES, replace=False))
+    normal = read_sample(index_uri, features.EVAL_SPLIT, (features.IMAGE, error), _ANOMALY_IMAGES)
     return anomalies.on_corruptions(
-        evaluation[features.IMAGE][rows],
-        errors[rows],
-        lambda images: predict(images)[contract.RECONSTRUCTION_ERROR],
+        normal[features.IMAGE], normal[error], lambda images: predict(images)[error]
     )
 
 
-def _classification(index_uri: str, labels: np.ndarray) -> dict[str, Any] | None:
+def _classification(index_uri: str) -> dict[str, Any] | None:
     try:
-        predicted = read_split(index_uri, features.EVAL_SPLIT, PREDICTED)
+        found = read_split(index_uri, features.EVAL_SPLIT, features.LABEL, PREDICTED)
     except KeyError:
         return None
-    known = labels >= 0
+    known = found[features.LABEL] != contract.NO_LABEL
     if not known.any():
         return None
     confusion = np.zeros((features.NUM_CLASSES, features.NUM_CLASSES), np.int64)
-    np.add.at(confusion, (labels[known], predicted[PREDICTED][known]), 1)
+    np.add.at(confusion, (found[features.LABEL][known], found[PREDICTED][known]), 1)
     return {
         "accuracy": float(np.trace(confusion) / confusion.sum()),
         "confusion": confusion.tolist(),
     }
 
 
-def _spread(codes: np.ndarray) -> dict[str, Any]:
+def _spread(index_uri: str) -> dict[str, Any]:
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for block in read_blocks(_files(index_uri, features.EVAL_SPLIT), (contract.CODE,)):
+        codes = block[contract.CODE].astype(np.float64)
+        count += len(codes)
+        total, squares = total + codes.sum(axis=0), squares + np.square(codes).sum(axis=0)
+    mean, square = total / count, squares / count
+    stddev = np.sqrt(np.maximum(square - mean**2, 0))
     return {
-        "mean": float(codes.mean()),
-        "stddev": float(codes.std()),
+        "mean": float(mean.mean()),
+        "stddev": float(np.sqrt(max(square.mean() - mean.mean() ** 2, 0))),
         # A unit that never changes tells nothing of the image.
-        "active_units": int(np.sum(codes.std(axis=0) > 1e-3)),
-        "size": codes.shape[1],
+        "active_units": int(np.sum(stddev > 1e-3)),
+        "size": len(mean),
     }

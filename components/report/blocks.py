@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.report import pictures
+from components.report import png
 from serving.images import GROUND
 
 _GAP = 8
@@ -51,7 +51,7 @@ class Strips:
     def png(self) -> bytes:
         """All rows in one picture."""
         sheets = [
-            Image.open(io.BytesIO(pictures.sheet(images, self.columns))).convert("RGB")
+            Image.open(io.BytesIO(png.sheet(images, self.columns))).convert("RGB")
             for _, images in self.strips
         ]
         # Strips of images of different sizes are brought to one width.
@@ -63,7 +63,7 @@ class Strips:
         for sheet in sheets:
             canvas.paste(sheet, (0, top))
             top += sheet.height + _GAP
-        return pictures.to_png(canvas)
+        return png.to_png(canvas)
 
 
 def _widened(sheet: Image.Image, width: int) -> Image.Image:

@@ -23,7 +23,7 @@ from components.image_index.component import (
     METRICS_FILE,
     CodeMetricsArtifact,
     ImageIndexArtifact,
-    read_split,
+    read_sample,
 )
 from components.mnist_example_gen import executor as example_gen
 from components.pca_reference import PcaReferenceArtifact, read_reference
@@ -75,10 +75,12 @@ def RunReport(  # noqa: N802: components are named like classes
     model_name: Parameter[str],
     servable: Parameter[str],
     configuration: Parameter[str],
+    images: Parameter[int],
 ) -> None:
     """Writes the summary, the page, its pictures and the model card.
 
-    ``configuration`` is JSON, to be shown.
+    ``configuration`` is JSON, to be shown; at most ``images`` of a split, drawn at
+    random, are what pictures and charts are made of.
     """
     model_path = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
     metadata = read_metadata(model_path)
@@ -116,9 +118,9 @@ def RunReport(  # noqa: N802: components are named like classes
         metadata=metadata,
         training=training,
         model=model_client,
-        evaluation=read_split(index.uri, features.EVAL_SPLIT, *EXAMINED_COLUMNS),
-        train=read_split(index.uri, features.TRAIN_SPLIT, *INDEXED_COLUMNS),
-        held_out=read_split(index.uri, features.HELD_OUT_SPLIT, *EXAMINED_COLUMNS),
+        evaluation=read_sample(index.uri, features.EVAL_SPLIT, EXAMINED_COLUMNS, images),
+        train=read_sample(index.uri, features.TRAIN_SPLIT, INDEXED_COLUMNS, images),
+        held_out=read_sample(index.uri, features.HELD_OUT_SPLIT, EXAMINED_COLUMNS, images),
     )
     inputs = {
         "examples": examples,

@@ -40,6 +40,20 @@ class Material:
     train: Columns
     held_out: Columns
 
+    @property
+    def sampled(self) -> str:
+        """A sentence on how much of the data is looked at, empty where it is all of them."""
+        whole = self.summary["dataset"]
+        parts = [
+            f"{len(columns[features.LABEL]):,} of {whole[split]:,} {split} images"
+            for split, columns in (
+                (features.EVAL_SPLIT, self.evaluation),
+                (features.TRAIN_SPLIT, self.train),
+            )
+            if len(columns[features.LABEL]) < whole[split]
+        ]
+        return f" This page is drawn from {' and '.join(parts)}, chosen at random." * bool(parts)
+
     def can(self, ability: str) -> bool:
         """Whether the model has an ability, which is called as its signature."""
         return ability in self.metadata["abilities"]

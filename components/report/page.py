@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markdown_it import MarkdownIt
 
-from components.report import pictures
+from components.report import png
 from components.report.blocks import Section
 from components.report.summary import worst_digit
 
@@ -47,7 +47,7 @@ def environment() -> jinja2.Environment:
     env.filters["data_uri"] = data_uri
     env.filters["duration"] = duration
     env.filters["size"] = file_size
-    env.filters["strip_png"] = pictures.sheet
+    env.filters["strip_png"] = png.sheet
     env.filters["fraction"] = _fraction
     env.globals["style"] = (_TEMPLATES / STYLE_FILE).read_text(encoding="utf-8")
     return env

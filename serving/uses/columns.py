@@ -5,7 +5,8 @@ Neither TensorFlow nor TFX is imported, so that a search answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,40 +28,68 @@ _BATCH_ROWS = 16_384
 _SHAPE = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
 
 
-def read_columns(paths: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of Parquet shards as arrays, in the order of the paths.
+def read_blocks(paths: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of Parquet shards, up to 16,384 rows at a time, in the order of the paths.
 
     Args:
       paths: The files; all have the same columns.
 
-    Returns:
+    Yields:
       By name: images uint8 [n, 28, 28], codes float32 [n, d], labels int64 [n]
       with -1 where unknown, or whatever is stored [n].
 
     Raises:
       KeyError: A column is not there.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = []
     for path in paths:
-        with open_anywhere(path) as f:
-            files.append(pq.ParquetFile(pa.BufferReader(f.read())))
-    total = sum(file.metadata.num_rows for file in files)
-    empty = files[0].schema_arrow.empty_table()
+        with _parquet(path) as file:
+            missing = set(names) - set(file.schema_arrow.names)
+            if missing:
+                raise KeyError(f"{path} has no column {', '.join(sorted(missing))}")
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(names)):
+                yield {name: _array(batch.column(name)) for name in names}
+
+
+def read_columns(
+    paths: Sequence[str], names: Sequence[str], rows: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Columns of Parquet shards as arrays; see :func:`read_blocks`.
+
+    Args:
+      paths: The files, at least one; all have the same columns.
+      rows: Those wanted, ascending, counted over all files; None is all.
+    """
+    total = 0
+    for path in paths:
+        with _parquet(path) as file:
+            total += file.metadata.num_rows
+            empty = file.schema_arrow.empty_table()
     found = {}
     for name in names:
         like = _array(empty[name].combine_chunks())
-        found[name] = np.empty((total, *like.shape[1:]), like.dtype)
+        found[name] = np.empty((total if rows is None else len(rows), *like.shape[1:]), like.dtype)
     # Straight to their place: the images of a large set must not lie in memory twice.
-    row = 0
-    for file in files:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=list(names)):
-            for name in names:
-                found[name][row : row + len(batch)] = _array(batch.column(name))
-            row += len(batch)
+    start = filled = 0
+    for block in read_blocks(paths, names):
+        stop = start + len(block[names[0]])
+        chosen: slice | np.ndarray = slice(None)
+        if rows is not None:
+            chosen = rows[(rows >= start) & (rows < stop)] - start
+        for name in names:
+            part = block[name][chosen]
+            found[name][filled : filled + len(part)] = part
+        start, filled = stop, filled + len(part)
     return found
+
+
+@contextlib.contextmanager
+def _parquet(path: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_anywhere(path) as f:
+        # TensorFlow's remote files are not whole files to Arrow.
+        yield pq.ParquetFile(pa.BufferReader(f.read()) if "://" in path else f)
 
 
 def _array(column: Any) -> np.ndarray:

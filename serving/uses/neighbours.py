@@ -7,6 +7,8 @@ build or tune; approximate indices pay from some millions on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 K = 10
@@ -27,6 +29,25 @@ def nearest(indexed: np.ndarray, codes: np.ndarray, k: int = K) -> tuple[np.ndar
 
     search = NearestNeighbors(algorithm="brute", metric="euclidean").fit(indexed)
     distances, rows = search.kneighbors(codes, min(k, len(indexed)))
+    return rows, distances
+
+
+def nearest_in_blocks(
+    blocks: Iterable[np.ndarray], codes: np.ndarray, k: int = K
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`nearest`, among codes that come in blocks float [m, d] and are not kept."""
+    rows = np.zeros((len(codes), 0), np.int64)
+    distances = np.zeros((len(codes), 0))
+    start = 0
+    for block in blocks:
+        if len(block):
+            new_rows, new_distances = nearest(block, codes, k)
+            rows = np.hstack([rows, new_rows + start])
+            distances = np.hstack([distances, new_distances])
+            best = np.argsort(distances, axis=1, kind="stable")[:, :k]
+            rows = np.take_along_axis(rows, best, axis=1)
+            distances = np.take_along_axis(distances, best, axis=1)
+            start += len(block)
     return rows, distances
 
 

@@ -58,6 +58,7 @@ WIRED = {
     "evaluator.max_increase": ("once", 0.7),
     "evaluator.baseline": ("once", False),
     "validator.latency_budget_ms": ("once", 7.0),
+    "report.images": ("once", 7),
     "pusher.dir": ("once", "/models"),
     "pusher.name": ("once", "another"),
     "beam": ("once", {"direct_num_workers": 7}),

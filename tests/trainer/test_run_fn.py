@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import checkpoint, data, monitoring, run_fn
+from trainer.job import TrainingOptions
 from trainer.models import get_model_spec
 
 
@@ -53,6 +54,19 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(make_job, monkeyp
         served(interrupted)["reconstruction"], served(whole)["reconstruction"], atol=1e-5
     )
     assert os.listdir(interrupted.checkpoint_root) == []
+
+
+def test_every_option_is_read(make_job, monkeypatch):
+    """A key that is carried here and not looked at would do nothing, unnoticed."""
+    job, read = make_job(epochs=1), set()
+
+    def reading(self, name):
+        read.add(name)
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(TrainingOptions, "__getattribute__", reading, raising=False)
+    run_fn.train(job)
+    assert set(TrainingOptions.model_fields) <= read
 
 
 def test_the_same_configuration_gives_the_same_loss_and_another_seed_another(make_job):

@@ -2,7 +2,8 @@
 
 Nothing is built here and TensorFlow is not imported, so that the command line
 can list the models and check a configuration at once. An entry names the class
-that implements it; adding an autoencoder means one class and one entry.
+that implements it; adding an autoencoder means one class, one entry and,
+for a new family, its hyper-parameters.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def reconstructions(material: Material) -> Section:
     return Section(
         "reconstructions",
         "Reconstructions",
-        "What comes back when an image goes through the code.",
+        f"What comes back when an image goes through the code.{material.sampled}",
         [
             _side_by_side(
                 material,
@@ -60,7 +60,7 @@ def corrupt_as_trained(
         fraction = hyperparameters["masking"]
         kept = rng.random(images.shape) >= fraction
         return images * kept.astype(np.uint8), f"{fraction:.0%} of the pixels blackened"
-    stddev = hyperparameters.get("noise", 0.5)
+    stddev = hyperparameters["noise"]
     noisy = images + rng.normal(0, 255 * stddev, images.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), f"normal noise of {stddev}, clipped"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -91,3 +92,38 @@ def test_without_different_labels_search_cannot_be_measured(
 
 def test_a_split_that_is_not_there_is_empty(index: pathlib.Path) -> None:
     assert component.read_split(str(index), "test", "code") == {}
+
+
+def test_a_sample_is_of_rows_that_belong_together(index: pathlib.Path) -> None:
+    columns = ("image", "label", "code")
+    found = component.read_sample(str(index), "train", columns, 50)
+    assert found["image"].shape == (50, 28, 28) and len(set(found["label"])) > 5
+    np.testing.assert_array_equal(found["image"][:, 0, 0], found["label"] * 20)
+    np.testing.assert_array_equal(found["code"].argmax(axis=1), found["label"])
+    again = component.read_sample(str(index), "train", columns, 50)
+    np.testing.assert_array_equal(found["label"], again["label"])
+    assert len(component.read_sample(str(index), "train", columns, 200)["label"]) == 200
+    assert component.read_sample(str(index), "test", columns, 50) == {}
+
+
+def test_four_times_the_images_are_measured_in_the_same_memory(tmp_path: pathlib.Path) -> None:
+    labels = np.arange(20_000) % 10
+    codes = np.eye(10, dtype=np.float32)[labels]
+    errors = np.linspace(0.01, 0.02, len(DIGITS))
+    peaks = []
+    for times in (2, 8):
+        index = tmp_path / str(times)
+        write_split(index, "train", labels, codes)
+        part = index / "Split-train" / "part.parquet"
+        for i in range(1, times):
+            (part.parent / f"part-{i}.parquet").hardlink_to(part)
+        for split in ("eval", "held_out"):
+            write_split(index, split, DIGITS, ONE_HOT, reconstruction_error=errors)
+        tracemalloc.start()
+        found = measure(index)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found["search"]["indexed"] == times * len(labels)
+        assert found["search"]["precision_at_10"] == 1.0
+    # Of an image, its label stays: the images alone would be 94 MB more.
+    assert peaks[1] - peaks[0] < 10e6

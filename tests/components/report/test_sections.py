@@ -53,6 +53,7 @@ def material(count, code, labels=None):
     }
     summary = {
         "model": "dead",
+        "dataset": {"train": count, "eval": count},
         "code_size": columns["code"].shape[1],
         "anomaly_threshold": 0.3,
         "metrics": metrics,
@@ -98,3 +99,12 @@ def test_corruption_is_that_of_the_training():
 @pytest.mark.parametrize("size, shape", [(32, (4, 8)), (1_568, (32, 49)), (2, (1, 2)), (7, (1, 7))])
 def test_codes_are_shown_as_nearly_square(size, shape):
     assert code_shape(size) == shape
+
+
+def test_a_page_of_a_part_of_the_images_says_so():
+    whole = material(30, np.eye(30))
+    assert whole.sampled == ""
+    whole.summary["dataset"] = {"train": 7_000_000, "eval": 30}
+    (section,) = [s for s in sections.build(whole) if s.id == "reconstructions"]
+    assert "30 of 7,000,000 train images, chosen at random" in section.lead
+    assert "eval" not in whole.sampled
