@@ -40,7 +40,17 @@ _BAD_GATEWAY = (502, 503, 504)
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _DRIVER = "-driver"
 _INTERVAL_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_CRON_RANGES = ((0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+# Lowest, highest and names from the lowest on of each field, as the backend's parser has them
+# (robfig/cron 1.2, spec.go).
+_CRON_FIELDS = (
+    (0, 59, ""),
+    (0, 59, ""),
+    (0, 23, ""),
+    (1, 31, ""),
+    (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    (0, 6, "sun mon tue wed thu fri sat"),
+)
+_CRON_PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/(\d+))?")
 
 
 class KubeflowError(Error):
@@ -117,22 +127,28 @@ def check_cron(cron: str) -> str:
       UserError: It is not.
     """
     fields = cron.split()
-    if len(fields) == len(_CRON_RANGES) - 1:
+    if len(fields) == len(_CRON_FIELDS) - 1:
         raise UserError(
             f"--cron {cron!r}: KFP wants six fields, seconds first; you mean '0 {cron}'"
         )
-    if len(fields) != len(_CRON_RANGES):
+    if len(fields) != len(_CRON_FIELDS):
         raise UserError(
             f"--cron {cron!r}: expected six fields (second minute hour day month weekday), such as "
             "'0 30 2 * * *' for 02:30 every night"
         )
-    for text, (low, high) in zip(fields, _CRON_RANGES):
-        step = text.partition("/")[2]
-        for number in re.split("[/,-]", text):
-            if number.isdigit() and not low <= int(number) <= max(high, int(step or 0)):
-                raise UserError(f"--cron {cron!r}: {number} is not in {low} to {high}")
-            if not (number.isdigit() or number in ("*", "?") or number.isalpha()):
-                raise UserError(f"--cron {cron!r}: {text!r} is no field of a cron line")
+    for text, (low, high, names) in zip(fields, _CRON_FIELDS):
+        named = {name: low + i for i, name in enumerate(names.split())}
+        for part in text.split(","):
+            form = _CRON_PART.fullmatch(part)
+            words = [word.lower() for word in form.groups()[:2] if word] if form else []
+            if not form or not all(word.isdecimal() or word in named for word in words):
+                raise UserError(f"--cron {cron!r}: {part!r} is no field of a cron line")
+            numbers = [named[word] if word in named else int(word) for word in words]
+            for number in numbers:
+                if not low <= number <= high:
+                    raise UserError(f"--cron {cron!r}: {number} is not in {low} to {high}")
+            if numbers != sorted(numbers) or (form.group(3) and not int(form.group(3))):
+                raise UserError(f"--cron {cron!r}: {part!r} never comes")
     return " ".join(fields)
 
 
@@ -501,5 +517,4 @@ def new_name(base: str) -> str:
 
 
 def _is_local(host: str) -> bool:
-    name = host.partition("/")[0].rpartition(":")[0] or host
-    return name in ("localhost", "127.0.0.1", "[::1]")
+    return urllib.parse.urlsplit(f"//{host}").hostname in ("localhost", "127.0.0.1", "::1")

@@ -237,6 +237,8 @@ def show_summary(stream: IO[str], result: dict[str, Any], log_path: str, command
         for reason in result["refusals"]:
             console.print(f"not blessed, not pushed: {reason}", markup=False)
         command = "train longer (--set trainer.epochs=N) or allow more (evaluator.* in docs)"
+        if "evaluator" not in result["refused_by"]:
+            command = "see the log, or allow more (--set validator.latency_budget_ms=N)"
     console.print(f"report {result['report']}", markup=False)
     console.print(f"log    {log_path}", markup=False)
     console.print(f"next   {command}", markup=False)

@@ -98,6 +98,7 @@ def RunReport(  # noqa: N802: components are named like classes
         },
         "blessed": all(passed),
         "refusals": [*results.refusals(evaluation.uri), *serving["problems"]],
+        "refused_by": [name for name, fine in zip(("evaluator", "validator"), passed) if not fine],
         "code_size": metadata["code_size"],
         "bits_per_pixel": metadata["code_size"] * CODE_BITS / features.IMAGE_BYTES,
         "parameters": metadata["parameters"],

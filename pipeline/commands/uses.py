@@ -124,6 +124,8 @@ def compress(
         print(json.dumps(result))
         return
     _show_codecs(rows)
+    if len(pixels) > codecs.COMPARED:
+        print(f"compared by the first {codecs.COMPARED:,} images")
     print(
         f"wrote {out}: {len(pixels):,} images in {size:,} bytes, {figures.ratio:.1f} times smaller"
     )

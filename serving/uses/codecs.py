@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_COMPARED = 5_000
+COMPARED = 5_000
 _JPEG_MIN, _JPEG_MAX = 1, 95
 _PNG_BITS = (1, 2, 4)
 
@@ -67,9 +67,9 @@ def beside_others(compressed: Figures, images: np.ndarray, shown: np.ndarray) ->
     less than a JPEG's header. More than 5,000 images are compared by the first
     5,000, their fraction of the file counted.
     """
-    sample = images[:_COMPARED]
+    sample = images[:COMPARED]
     target = round(compressed.bytes * len(sample) / len(images))
-    found = [figures(compressed.codec, target, sample, shown[:_COMPARED])]
+    found = [figures(compressed.codec, target, sample, shown[:COMPARED])]
     sheet, cut = _sheet(sample)
     jpeg = {}
     low, high = _JPEG_MIN, _JPEG_MAX

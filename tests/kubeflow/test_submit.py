@@ -348,12 +348,33 @@ def test_a_token_file_that_is_not_there_is_named(capsys):
     assert code == 2 and "/nowhere" in err
 
 
+@pytest.mark.parametrize("host", ["localhost/pipeline", "[::1]", "127.0.0.1:9/pipeline"])
+def test_this_machine_is_asked_without_tls(capsys, host):
+    code, _, err = run(capsys, "status", "r", "--host", host)
+    assert code == 3 and f"http://{host}" in err
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("15m", 900), ("6h", 21600)])
 def test_intervals_are_seconds(text, seconds):
     assert submit.parse_interval(text) == seconds
 
 
-def test_a_cron_line_with_steps_and_names_passes():
-    assert submit.check_cron("0 */15 8-18 * JAN-MAR MON") == "0 */15 8-18 * JAN-MAR MON"
-    with pytest.raises(UserError):
-        submit.check_cron("0 0 25 * * *")
+@pytest.mark.parametrize(
+    "line",
+    ["0 */15 8-18 * JAN-MAR MON", "0 0/15,40 ? * * sat", "0 5-50/5 * 31 12 0", "0 0/90 * * * *"],
+)
+def test_a_cron_line_that_the_backend_takes_passes(line):
+    assert submit.check_cron(f"  {line} ") == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0 0 25 * * *", "0 foo * * * *", "0 70/90 * * * *", "0 5/x * * * *", "0 50-5 * * * *",
+        "0 */0 * * * *", "0 1-2-3 * * * *", "0 * * * * 7", "0 * mon * * *", "0 ² * * * *",
+        "0 1/ * * * *", "0 0 0 * mon *",
+    ],
+)  # fmt: skip
+def test_a_cron_line_that_the_backend_refuses_does_not(line):
+    with pytest.raises(UserError, match="--cron"):
+        submit.check_cron(line)

