@@ -177,8 +177,13 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
         _logger.info("%s is done already, by an earlier attempt", args.node)
         _tell_verdict(store, args)
         return
-    if stores.close_attempts(store, args.run_id, args.node, args.pipeline_root):
+    if stores.clear_attempts(store, args.run_id, args.node, args.pipeline_root):
         _logger.info("%s was interrupted before; it starts again", args.node)
+    # A thread has a connection of its own; the node may end before it does.
+    watch.on_cancel = lambda: stores.end_attempt(
+        stores.open_store(connection, args.metadata_url, patience=0),
+        *(args.run_id, args.node, stores.CANCELED),
+    )
     if args.node == _SERVING_VALIDATOR:
         history.forget_refusals(store, in_use_for=_READ_WITHIN)
     os.environ[workers.RUN_ID] = args.run_id
@@ -193,7 +198,7 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
                     raise
                 # Other nodes write to the same store; the first wins, the others try again.
                 _logger.warning("metadata store: %s; trying again", e)
-                stores.close_attempts(store, args.run_id, args.node, args.pipeline_root)
+                stores.clear_attempts(store, args.run_id, args.node, args.pipeline_root)
                 time.sleep(attempt)
         if not local_runner.is_resolver(ir, args.node) and not stores.is_finished(
             store, args.run_id, args.node
@@ -205,13 +210,15 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
         watch.settle()
         if watch.interrupted is None:
             raise
+        watch.wait_told()
         if stores.is_finished(store, args.run_id, args.node):
             # The store says done, and so does this attempt.
             _logger.info("%s: %s, too late", args.node, watch.interrupted)
             return
         cancelled = watch.interrupted.exit_code == EXIT_CANCELLED
         state = stores.CANCELED if cancelled else stores.FAILED
-        stores.close_attempts(store, args.run_id, args.node, args.pipeline_root, state)
+        stores.end_attempt(store, args.run_id, args.node, state)
+        stores.remove_outputs(store, args.run_id, args.node, args.pipeline_root)
         raise watch.interrupted from None
 
 

@@ -30,7 +30,6 @@ _MYSQL_PORT = 3306
 _MAX_RETRIES = 20
 FAILED = metadata_store_pb2.Execution.FAILED
 CANCELED = metadata_store_pb2.Execution.CANCELED
-_UNFINISHED = (metadata_store_pb2.Execution.NEW, metadata_store_pb2.Execution.RUNNING)
 # What several nodes at once can do to each other's transactions.
 _TRANSIENT = (
     mlmd_errors.AbortedError,
@@ -144,37 +143,63 @@ def is_finished(store: metadata_store.MetadataStore, run_id: str, node_id: str) 
     return any(e.last_known_state in history.FINISHED for e in executions)
 
 
-def close_attempts(
-    store: metadata_store.MetadataStore,
-    run_id: str,
-    node_id: str,
-    pipeline_root: str,
-    state: Any = FAILED,
+def clear_attempts(
+    store: metadata_store.MetadataStore, run_id: str, node_id: str, pipeline_root: str
 ) -> int:
-    """Ends what an attempt of this node, in this run, left unfinished.
+    """Makes way for another attempt of a node: what those before left goes.
 
-    Its execution gets ``state`` and its output folders go; nothing of other
+    Their execution, which TFX takes again, is RUNNING again; nothing of other
     nodes and runs is touched.
 
-    Args:
-      state: What became of the attempt. ``CANCELED`` takes the place of a
-        failure that TFX may have noted when it was cancelled.
-
     Returns:
-      How many there were; TFX gives all attempts of a run one execution.
+      How many executions there were.
     """
-    ended = _UNFINISHED if state == FAILED else (*_UNFINISHED, FAILED)
-    executions = history.node_executions(store, run_id, node_id)
-    unfinished = [e for e in executions if e.last_known_state in ended]
-    for execution in unfinished:
-        execution.last_known_state = state
+    remove_outputs(store, run_id, node_id, pipeline_root)
+    executions = _in_vain(store, run_id, node_id)
+    _put(store, executions, metadata_store_pb2.Execution.RUNNING)
+    return len(executions)
+
+
+def remove_outputs(
+    store: metadata_store.MetadataStore, run_id: str, node_id: str, pipeline_root: str
+) -> None:
+    """Removes the output folders of attempts that did not end well."""
+    for execution in _in_vain(store, run_id, node_id):
         base = os.path.join(pipeline_root, node_id, "*", str(execution.id))
         for folder in fileio.glob(base) if "://" in base else glob.glob(base):
             _logger.info("removing %s, left by an attempt that did not end", folder)
             fileio.rmtree(folder)
-    if unfinished:
-        store.put_executions(unfinished)
-    return len(unfinished)
+
+
+def end_attempt(store: metadata_store.MetadataStore, run_id: str, node_id: str, state: Any) -> None:
+    """Says what became of an attempt that did not end well: FAILED or CANCELED.
+
+    Also in the place of a failure that TFX noted when it was cancelled, and from
+    another thread than the node's: what that publishes meanwhile stays.
+    """
+    executions = _in_vain(store, run_id, node_id)
+    _put(store, executions, state)
+    events = store.get_events_by_execution_ids([e.id for e in executions]) if executions else []
+    # TFX publishes outputs and state in one transaction.
+    published = {e.execution_id for e in events if e.type == metadata_store_pb2.Event.OUTPUT}
+    done = metadata_store_pb2.Execution.COMPLETE
+    _put(store, [e for e in executions if e.id in published], done)
+
+
+def _in_vain(
+    store: metadata_store.MetadataStore, run_id: str, node_id: str
+) -> list[metadata_store_pb2.Execution]:
+    executions = history.node_executions(store, run_id, node_id)
+    return [e for e in executions if e.last_known_state not in history.FINISHED]
+
+
+def _put(
+    store: metadata_store.MetadataStore, executions: list[metadata_store_pb2.Execution], state: Any
+) -> None:
+    for execution in executions:
+        execution.last_known_state = state
+    if executions:
+        store.put_executions(executions)
 
 
 def labelled_examples(store: metadata_store.MetadataStore, run_id: str) -> bool:

@@ -199,6 +199,56 @@ def test_a_node_that_is_cancelled_inside_beam_says_so_everywhere(driver, volume)
     assert states_of(folder, node_id)[-1] == STATES.COMPLETE
 
 
+# A node that, once at work, is for ever in a library that hears no signals.
+DEAF = """
+import importlib, sys, time
+from kubeflow import node
+
+def hold(*arguments):
+    print("deaf", file=sys.stderr, flush=True)
+    while True:
+        try:
+            time.sleep(86_400)
+        except BaseException:
+            pass
+
+setattr(importlib.import_module("{module}"), "{function}", hold)
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("tfx.orchestration.portable.python_executor_operator", "run_with_executor"),
+        # Beam calls it.
+        ("components.mnist_example_gen.executor", "write_shard"),
+    ],
+)
+def test_a_cancelled_node_says_so_before_its_container_ends(driver, volume, module, function):
+    """SIGTERM ends KFP's launcher, and a second later Argo's executor and with it the container."""
+    folder, words = volume
+    task, node_id = INGEST
+    deaf = scripted(driver, DEAF.format(module=module, function=function), task, *words)
+    with started(deaf) as process:
+        log = []
+        while "deaf\n" not in log:
+            log.append(process.stderr.readline())
+            assert log[-1], "".join(log)
+        process.terminate()
+        while states_of(folder, node_id) != [STATES.CANCELED]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    again = [*driver.command(task, {}, RUN), *words]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert states_of(folder, node_id) == [STATES.COMPLETE]
+    (examples,) = history.run_outputs(store_of(folder), RUN, "Examples")
+    folders = os.listdir(folder / "pipeline" / node_id / "examples")
+    assert folders == [os.path.basename(examples.uri)]
+
+
 # A task of several nodes that is told to stop when the first one has ended.
 STOPPED_BETWEEN = """
 import os, signal, sys
