@@ -108,6 +108,10 @@ def test_it_builds_and_a_changed_line_is_a_layer_of_megabytes(tmp_path):
     imported = docker("run", "--rm", first, "python", "-c", code)
     uid, place = imported.stdout.split()
     assert (uid, place[:13]) == ("1000", "/opt/project/")
+    # Matplotlib would look for the fonts again where its folder were missing, or not to be written.
+    code = "import logging; logging.basicConfig(level=10); import matplotlib.font_manager"
+    fonts = docker("run", "--rm", first, "python", "-c", code).stderr
+    assert "Using fontManager instance from /opt/venv/matplotlib/" in fonts
     # Some packages only mention that what they import is missing.
     assert "Error importing" not in imported.stderr
     with (checkout / "pipeline" / "nodes.py").open("a") as file:
