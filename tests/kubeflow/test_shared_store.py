@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -43,13 +44,28 @@ def mysql(tmp_path_factory):
     )
     words = [server, *common, "--bind-address=127.0.0.1", f"--port={port}", "--skip-name-resolve"]
     words += [f"--socket={folder}/sock", f"--pid-file={folder}/pid", f"--init-file={start}"]
+    # Who waits for another's lock is told after a second, not after 50.
+    words.append("--innodb-lock-wait-timeout=1")
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield f"mysql://mnist-ae@127.0.0.1:{port}/mnist_ae"
     process.terminate()
     process.wait()
 
 
+def contend(url: str, ended: threading.Event, held: list[bool]) -> None:
+    """Holds every execution again and again, for longer than the server lets others wait."""
+    port = url.rpartition(":")[2].partition("/")[0]
+    words = ["mariadb", "--host=127.0.0.1", f"--port={port}", "--user=mnist-ae", "mnist_ae"]
+    hold = "START TRANSACTION; SELECT COUNT(*) FROM Execution FOR UPDATE; DO SLEEP(1.5); COMMIT;"
+    while not ended.wait(3):
+        # No such table before the first node.
+        environment = {**os.environ, "MYSQL_PWD": PASSWORD}
+        done = subprocess.run([*words, f"--execute={hold}"], env=environment, capture_output=True)
+        held.append(done.returncode == 0)
+
+
 def test_two_runs_at_once_share_the_store(mysql, tmp_path, digits_folder, driver_of):
+    """Their transactions contend, with each other and with a third party that is in no hurry."""
     (tmp_path / "data").symlink_to(digits_folder)
     driver = driver_of(
         pathlib.Path(tmp_path),
@@ -68,12 +84,20 @@ def test_two_runs_at_once_share_the_store(mysql, tmp_path, digits_folder, driver
         done[run_id] = driver.run({"epochs": epochs}, run_id=run_id, secrets=secrets)
 
     threads = [threading.Thread(target=run, args=(f"run-{i}", 8.0 + i)) for i in range(2)]
-    for thread in threads:
+    ended, held = threading.Event(), []
+    contender = threading.Thread(target=contend, args=(mysql, ended, held))
+    for thread in (contender, *threads):
         thread.start()
     for thread in threads:
         thread.join()
+    ended.set()
+    contender.join()
     for execution in done.values():
         assert execution.failed is None, execution.attempts[-1].stderr[-2_000:]
+        # No attempt but the first, in which the first epoch came once.
+        (trained,) = execution.of("trainer")
+        assert len(re.findall(r'"epoch 1/\d+ [^"]*val_', trained.stderr)) == 1
+    assert sum(held) > 5
     store = metadata_store.MetadataStore(stores.connection(mysql, PASSWORD))
     records = [history.run(store, run_id) for run_id in done]
     assert [r.state for r in records] == ["complete", "complete"]
