@@ -73,6 +73,13 @@ def test_a_misspelt_field_would_be_found():
         kubernetes_validate.validate(claim, "1.29", strict=True)
 
 
+def test_the_ready_made_file_serves_a_continuous_run_too():
+    values = config.read(
+        str(READY), ["continuous.golden=/mnt/mnist-ae/data/spans/golden/version-1"]
+    )
+    assert "drift-monitor" in compiler.compile_pipeline(config.parse(values), values)
+
+
 def test_compiled_file_configuration_and_manifests_agree():
     values = config.read(str(READY))
     parsed = config.parse(values)
