@@ -32,7 +32,7 @@ class EmbeddedServer:
       handlers: What both ports answer with.
       port: gRPC's, once it listens.
       rest_port: REST's, once it listens; None without one.
-      draining: Set when the server began to stop.
+      draining: Set when the server takes no new requests.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -93,9 +93,9 @@ class EmbeddedServer:
         with self._stop_lock:
             if self._stopped.is_set():
                 return
-            self.draining.set()
             grace = self.options.drain_timeout if grace is None else grace
             grpc_stopped = self._grpc.stop(grace) if self._grpc is not None else None
+            self.draining.set()
             if self._rest is not None:
                 self._rest.stop(grace)
             if grpc_stopped is not None:

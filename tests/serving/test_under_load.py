@@ -218,9 +218,11 @@ def test_requests_under_way_finish_when_stopping(built: pathlib.Path, start_serv
     stopper = threading.Thread(target=server.stop)
     stopper.start()
     assert server.draining.wait(300)
-    with pytest.raises(errors.ServerUnavailableError):
-        GrpcTransport(Address(server.address, "m", retries=0)).status()
-    release.set()
+    try:
+        with pytest.raises(errors.ServerUnavailableError):
+            GrpcTransport(Address(server.address, "m", retries=0)).status()
+    finally:
+        release.set()
     asker.join(300)
     stopper.join(300)
     assert answers[0]["y"].tolist() == [[2.5]]
