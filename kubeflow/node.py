@@ -3,7 +3,10 @@
 The graph is made from the configuration, as everywhere, and TFX's own launcher
 runs one node after the other against the shared ML Metadata store. KFP may kill
 them and start them again at any time: a node that ended well is not repeated,
-what an attempt left unfinished is cleared away first.
+what an attempt left unfinished is cleared away first. By hand, upstream nodes before it:
+
+    python -m kubeflow.node --node MnistExampleGen,StatisticsGen --run-id mine --data-dir DIR \
+        --metadata-url sqlite:///tmp/mine.sqlite --pipeline-root /tmp/mine --push-dir /tmp/models
 
 Exit codes: 0 done, 1 the component failed, 2 bad configuration or data, 3 the
 metadata store does not answer, 124 out of time, 143 cancelled. The last line on
