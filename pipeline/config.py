@@ -280,7 +280,7 @@ class NodeConfig(Settings):
 
 
 _STANDARD = NodeConfig(
-    cpu="1", memory="2Gi", gpus=0, retries=2, backoff_seconds=30, timeout_seconds=3_600
+    cpu="1", memory="1536Mi", gpus=0, retries=2, backoff_seconds=30, timeout_seconds=3_600
 )
 _METADATA_SECRET = "mnist-ae-metadata/password"
 
@@ -320,7 +320,7 @@ class KubeflowConfig(Settings):
       push_dir: Folder above the servables, that TensorFlow Serving reads.
       metadata_url: ML Metadata store: ``mysql://USER@HOST:PORT/DATABASE``,
         ``grpc://HOST:PORT`` or ``sqlite:///PATH``.
-      defaults: What every node gets, over one CPU, 2 GiB, two retries and an hour.
+      defaults: What every node gets, over one CPU, 1.5 GiB, two retries and an hour.
       nodes: By node, over the defaults.
       workers: Distributed training.
     """

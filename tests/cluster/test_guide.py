@@ -91,8 +91,8 @@ def test_secret_and_overlay(cluster):
     )
     cluster.apply("kubeflow/manifests/overlays/local")
     cluster.kubectl("rollout", "status", "statefulset/mnist-ae-metadata", "--timeout=300s")
-    claim = cluster.get("persistentvolumeclaim/mnist-ae-models")
-    assert claim["status"]["phase"] == "Bound"
+    bound = "--for=jsonpath={.status.phase}=Bound"
+    cluster.kubectl("wait", bound, "persistentvolumeclaim/mnist-ae-models", "--timeout=60s")
 
 
 @pytest.mark.parametrize(
