@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from components.mnist_example_gen import idx
 from tests.cluster.conftest import NAMESPACE, PROJECT, Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(3_600)]
@@ -136,10 +137,10 @@ def test_the_first_run_pushes_a_model_that_is_served(cluster, runs):
 
 
 def test_it_answers(cluster, tmp_path):
-    np.save(tmp_path / "digits.npy", np.zeros((3, 28, 28), np.uint8))
+    idx.write_idx(str(tmp_path / "digits"), np.zeros((3, 28, 28), np.uint8))
     with cluster.forwarded("deployment/mnist-ae-serving", 8500) as port:
         done = cluster.mnist_ae(
-            *("predict", str(tmp_path / "digits.npy"), f"--target=localhost:{port}"),
+            *("predict", str(tmp_path / "digits"), f"--target=localhost:{port}"),
             *("--model=best", f"--out={tmp_path}/out"),
         )
     assert done.returncode == 0, done.stderr
