@@ -109,7 +109,6 @@ def fit():
 
 # Enough for each to learn something that a broken model cannot, and no more.
 STEPS = {
-    "conv_vae": 100,
     "best": 80,
     "lstm": 400,
     "denoising": 60,
