@@ -80,7 +80,7 @@ def test_the_page_opens_well_everywhere(trained_run, cli):
 
 def test_figures_are_those_of_the_metadata_and_of_json(trained_run, cli):
     result = trained_run.result
-    text = page_of(cli, trained_run.root).read_text(encoding="utf-8")
+    text = page_of(cli, trained_run.root, result["run_id"]).read_text(encoding="utf-8")
     shown = {
         name: float(value)
         for name, value in re.findall(r'<data id="figure-(\w+)" value="([^"]*)"', text)
@@ -102,7 +102,7 @@ def test_figures_are_those_of_the_metadata_and_of_json(trained_run, cli):
 
 
 def test_pictures_lie_beside_the_page(trained_run, cli):
-    folder = page_of(cli, trained_run.root).parent / "pictures"
+    folder = page_of(cli, trained_run.root, trained_run.result["run_id"]).parent / "pictures"
     names = {path.stem for path in folder.iterdir()}
     assert {"reconstructions", "losses_by_digit", "codes_tsne", "errors", "search"} <= names
     for path in folder.iterdir():

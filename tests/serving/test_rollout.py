@@ -233,6 +233,7 @@ class Deployment:
 
     def polls(self, times: int = 3) -> None:
         """Waits until each replica has applied its file so many times more."""
+        counted = []
         for server in self.servers:
             if isinstance(server, RealServer):
                 server.polls(times)
@@ -245,6 +246,8 @@ class Deployment:
                 applied.release()
 
             server.models.reload = counting  # type: ignore[method-assign]
+            counted.append((server, reload, applied))
+        for server, reload, applied in counted:
             for _ in range(times):
                 applied.acquire()
             server.models.reload = reload  # type: ignore[method-assign]
