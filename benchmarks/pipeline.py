@@ -6,6 +6,7 @@ Compares, on one machine in one go:
   own MNIST example (``tfx.examples.mnist``) on the same 70,000 images;
 * the Trainer's images per second with plain ``model.fit`` on NumPy arrays;
 * a fully cached rerun;
+* the peak memory on ten times the images with that on one;
 * with ``--only scale``, hours: peak memory and seconds of every component on 70 thousand, 700
   thousand and 7 million images, each in a process of its own as on Kubeflow.
 """
@@ -18,7 +19,6 @@ import os
 import pathlib
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -211,11 +211,11 @@ def shifted(folder: str, target: pathlib.Path, times: int) -> str:
         images = images.reshape(-1, 28, 28)
         idx.write_idx(str(target / f"{prefix}-{idx.LABELS}"), np.tile(labels, times))
         with open(target / f"{prefix}-{idx.IMAGES}", "wb") as f:
-            f.write(struct.pack(">IIII", 0x803, len(images) * times, 28, 28))
+            f.write(idx.header((len(images) * times, 28, 28)))
             for _ in range(times):
-                moves = rng.integers(-3, 4, (len(images), 2)) if times > 1 else ()
-                moved = [np.roll(i, m, (0, 1)) for i, m in zip(images, moves)]
-                f.write(np.array(moved, np.uint8).tobytes() if moved else images.tobytes())
+                moves = rng.integers(-3, 4, (len(images), 2))
+                for image, move in zip(images, moves):
+                    f.write(np.roll(image, move, (0, 1)).tobytes())
     return str(target)
 
 
@@ -283,7 +283,7 @@ def in_process_of_its_own(what: str, folder: str, *arguments: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", default=os.environ.get("MNIST_DATA_DIR"))
-    parser.add_argument("--only", choices=["components", "training", "scale"])
+    parser.add_argument("--only", choices=["components", "training", "memory", "scale"])
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100], help="of scale")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--argument", action="append", default=[], help=argparse.SUPPRESS)
@@ -335,6 +335,15 @@ def report(folder: str, work: pathlib.Path, only: str | None) -> None:
                 f"{model}: {rate:,.0f} images/s in the Trainer, {plain:,.0f} with plain model.fit: "
                 f"ratio {rate / plain:.2f} (bar: at least {bar})"
             )
+    if only in (None, "memory"):
+        big = shifted(folder, work / "tenfold", 10)
+        few = ("--model", "simple", "--set", "trainer.epochs=2")
+        _, _, peak = run_cli(folder, work / "one", *few)
+        _, _, peak_big = run_cli(big, work / "ten", *few)
+        print(
+            f"peak memory: {peak:,.0f} MiB on one time, {peak_big:,.0f} MiB on ten times the "
+            f"images: ratio {peak_big / peak:.2f} (bar: at most 2.5)"
+        )
 
 
 if __name__ == "__main__":

@@ -273,8 +273,11 @@ def find_split_files(paths: list[str], where: str) -> SplitFiles:
 def write_idx(path: str, values: np.ndarray) -> None:
     """Writes uint8 images [n, 28, 28] or labels [n] as a plain IDX file."""
     values = np.ascontiguousarray(values, np.uint8)
-    header = struct.pack(">I", (_UINT8 << 8) | values.ndim)
-    header += struct.pack(">" + "I" * values.ndim, *values.shape)
     with open(path, "wb") as f:
-        f.write(header)
+        f.write(header(values.shape))
         f.write(values.data)
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """What stands before the bytes of images (n, 28, 28) or labels (n,) in an IDX file."""
+    return struct.pack(f">{len(shape) + 1}I", (_UINT8 << 8) | len(shape), *shape)

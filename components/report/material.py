@@ -52,7 +52,9 @@ class Material:
             )
             if len(columns[features.LABEL]) < whole[split]
         ]
-        return f" This page is drawn from {' and '.join(parts)}, chosen at random." * bool(parts)
+        if not parts:
+            return ""
+        return f" This page is drawn from {' and '.join(parts)}, chosen at random."
 
     def can(self, ability: str) -> bool:
         """Whether the model has an ability, which is called as its signature."""

@@ -74,7 +74,7 @@ def read_columns(
         stop = start + len(block[names[0]])
         chosen: slice | np.ndarray = slice(None)
         if rows is not None:
-            chosen = rows[(rows >= start) & (rows < stop)] - start
+            chosen = rows[slice(*np.searchsorted(rows, (start, stop)))] - start
         for name in names:
             part = block[name][chosen]
             found[name][filled : filled + len(part)] = part
