@@ -50,7 +50,7 @@ _CRON_FIELDS = (
     (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
     (0, 6, "sun mon tue wed thu fri sat"),
 )
-_CRON_PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/(\d+))?")
+_CRON_PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/(\d+))?", re.ASCII)
 
 
 class KubeflowError(Error):
@@ -217,10 +217,14 @@ class KubeflowClient:
         Raises:
           UserError: The address or a file of the credentials is no good.
         """
-        if "://" not in host:
-            host = ("http://" if _is_local(host) else "https://") + host
-        parts = urllib.parse.urlsplit(host)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            if "://" not in host:
+                host = ("http://" if _is_local(host) else "https://") + host
+            parts = urllib.parse.urlsplit(host)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
             raise UserError(f"--host {host!r}: expected an address such as https://kfp.example.org")
         if credentials.ca_file and not os.path.isfile(credentials.ca_file):
             raise UserError(f"--ca-cert {credentials.ca_file}: no such file")

@@ -354,6 +354,12 @@ def test_this_machine_is_asked_without_tls(capsys, host):
     assert code == 3 and f"http://{host}" in err
 
 
+@pytest.mark.parametrize("host", ["[::1", "http://kfp:99999", "ftp://kfp", "http://"])
+def test_an_address_that_is_none_is_one_line(capsys, host):
+    code, _, err = run(capsys, "status", "r", "--host", host)
+    assert code == 2 and "expected an address" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("15m", 900), ("6h", 21600)])
 def test_intervals_are_seconds(text, seconds):
     assert submit.parse_interval(text) == seconds
@@ -372,7 +378,7 @@ def test_a_cron_line_that_the_backend_takes_passes(line):
     [
         "0 0 25 * * *", "0 foo * * * *", "0 70/90 * * * *", "0 5/x * * * *", "0 50-5 * * * *",
         "0 */0 * * * *", "0 1-2-3 * * * *", "0 * * * * 7", "0 * mon * * *", "0 ² * * * *",
-        "0 1/ * * * *", "0 0 0 * mon *",
+        "0 1/ * * * *", "0 0 0 * mon *", "0 ٣ * * * *",
     ],
 )  # fmt: skip
 def test_a_cron_line_that_the_backend_refuses_does_not(line):
