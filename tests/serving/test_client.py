@@ -255,12 +255,14 @@ def test_only_what_is_safe_is_tried_again(
         assert all(0 < left < 30.5 for left in seen)  # always a deadline
 
 
-def test_a_part_of_many_is_tried_again_by_itself() -> None:
-    with fake_server([grpc.StatusCode.UNAVAILABLE]) as (target, seen):
+@pytest.mark.parametrize("codes", [["UNAVAILABLE", "UNAVAILABLE"], ["RESOURCE_EXHAUSTED"]])
+def test_a_part_of_many_is_tried_again_by_itself(codes: list[str]) -> None:
+    with fake_server([grpc.StatusCode[code] for code in codes]) as (target, seen):
         client = ReconstructionClient(target, model="m", retries=3, batch_size=1, timeout=30)
         assert client.encode(IMAGES[:2]).shape == (2, 2)
         client.close()
-        assert len(seen) == 3
+        assert len(seen) == len(codes) + 2
+        assert all(0 < left < 30.5 for left in seen)  # always a deadline
 
 
 def test_a_request_of_many_that_is_tried_again_has_one_deadline() -> None:

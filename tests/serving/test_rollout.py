@@ -295,10 +295,9 @@ ONLY_STAND_INS = pytest.mark.parametrize("deploy", ["stand-in"], indirect=True)
 
 
 class Callers:
-    """Threads that call both labels of every server without retry, ``pause`` seconds apart."""
+    """Threads that call both labels of every server without pause or retry."""
 
-    def __init__(self, servers: Sequence[Server], each: int = 1, pause: float = 0.0) -> None:
-        self._pause = pause
+    def __init__(self, servers: Sequence[Server], each: int = 1) -> None:
         self.failures: list[Exception] = []
         self.seen: dict[str, list[int]] = {"stable": [], "canary": []}
         self._stop = threading.Event()
@@ -330,7 +329,6 @@ class Callers:
                     self.seen[label].append(answer.model_spec.version.value)
                 except errors.ServingError as error:
                     self.failures.append(error)
-                self._stop.wait(self._pause)
 
     def __enter__(self) -> Callers:
         for thread in self._threads:
@@ -372,8 +370,7 @@ def test_as_shipped_under_a_minute_of_load(deploy: Deploy, rollout: Callable[...
     rollout(**live).canary(20)
     end = time.monotonic() + seconds
     steps = 0
-    # For a minute and more, and not alone on the machine.
-    with Callers(deployment.servers, each=2, pause=0.01) as callers:
+    with Callers(deployment.servers, each=2) as callers:
         while steps < 3 or time.monotonic() < end:
             for order, arguments in (("canary", (20,)), ("promote", ()), ("rollback", ())):
                 labels = getattr(rollout(**live), order)(*arguments)
