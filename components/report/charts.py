@@ -176,20 +176,21 @@ def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
     return drawn[0]
 
 
-def error_histogram(
-    errors: np.ndarray, threshold: float, strange: np.ndarray | None, strange_name: str
+def score_histogram(
+    scores: np.ndarray, threshold: float, strange: np.ndarray | None, strange_name: str
 ) -> Chart:
-    """How the errors of normal images and of anomalies lie about the threshold.
+    """How the scores of normal images and of anomalies lie about the threshold.
 
     Args:
-      errors: Errors of normal images, float [n].
-      strange: Errors of anomalies, float [m], or None.
+      scores: Anomaly scores of normal images, float [n].
+      strange: Those of anomalies, float [m], or None.
     """
-    everything = errors if strange is None else np.concatenate([errors, strange])
-    edges = np.linspace(0, max(np.quantile(everything, 0.999), threshold * 1.1), 50)
+    # Anomalies have no upper bound: what is far beyond the threshold is drawn at the edge.
+    low = min(scores.min(), threshold)
+    edges = np.linspace(low, threshold + (threshold - low) + 1e-6, 50)
     with _axes() as (axes, drawn):
         axes.hist(
-            np.clip(errors, 0, edges[-1]),
+            np.clip(scores, *edges[[0, -1]]),
             edges,
             color=FIRST,
             alpha=0.85,
@@ -198,7 +199,7 @@ def error_histogram(
         )
         if strange is not None:
             axes.hist(
-                np.clip(strange, 0, edges[-1]),
+                np.clip(strange, *edges[[0, -1]]),
                 edges,
                 histtype="step",
                 color=SECOND,
@@ -207,8 +208,8 @@ def error_histogram(
                 label=strange_name,
                 density=True,
             )
-        axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.4f}")
-        axes.set_xlabel("reconstruction error (MSE)")
+        axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.2f}")
+        axes.set_xlabel("anomaly score")
         axes.set_ylabel("share")
         axes.set_yticks([])
         axes.grid(visible=False)

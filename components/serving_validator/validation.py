@@ -268,6 +268,7 @@ def _check(key: str, signature: Any, answers: Arrays, rows: int) -> list[str]:
     by_contract: dict[str, tuple[int, ...]] = {
         contract.RECONSTRUCTION: (rows, height, width),
         contract.RECONSTRUCTION_ERROR: (rows,),
+        contract.ANOMALY_SCORE: (rows,),
         contract.IS_ANOMALY: (rows,),
         contract.IMAGES: (rows, height, width),
         contract.PROBABILITIES: (rows, contract.NUM_CLASSES),
