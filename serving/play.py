@@ -103,7 +103,7 @@ class Page:
     def _neighbours(self, asked: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """Of a code the nearest training images, nearest first; None without an index."""
         from serving.uses.columns import IMAGE, LABEL
-        from serving.uses.neighbours import nearest
+        from serving.uses.neighbours import HalfWhitening, nearest
 
         name, code = asked.get("model"), _array(asked.get("code"), contract.CODE)
         served = self._describe().get(name) if isinstance(name, str) else None
@@ -112,7 +112,9 @@ class Page:
             return None
         if not np.isfinite(code).all():
             raise errors.InputError("the code has values that are no numbers")
-        rows, distances = nearest(index[contract.CODE], code[np.newaxis], _NEIGHBOURS)
+        whiten = HalfWhitening([index[contract.CODE]])
+        codes = whiten(index[contract.CODE])
+        rows, distances = nearest(codes, whiten(code[np.newaxis]), _NEIGHBOURS)
         return [
             {
                 "image": index[IMAGE][row].ravel().tolist(),
