@@ -178,7 +178,7 @@ _ENTRIES = (
         source=OWN,
         paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
         hyperparameters=hps.BestHyperparameters(),
-        training=TrainingDefaults(epochs=14, batch_size=256, learning_rate=0.03, min_steps=300),
+        training=TrainingDefaults(epochs=14, batch_size=256, learning_rate=0.02, min_steps=300),
         implementation="trainer.models.best:Best",
         parameters=829_664,
         max_mse=0.02,
