@@ -21,6 +21,7 @@ import json
 import operator
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ import tensorflow as tf
 from benchmarks import models_page
 from components import features
 from components.mnist_example_gen import datasets, idx
+from trainer.anomaly_score import fit as fit_anomaly_score
 from trainer.data import (
     Examples,
     Preprocessor,
@@ -361,9 +363,13 @@ def run_case(case: Case, mnist: Mnist) -> dict[str, Any]:
     hyperparameters = spec.hyperparameters.replaced(**case.hyperparameters)
     model = build_model(case.model, hyperparameters, seed=case.seed)
     figures, clock = train(model, training, mnist, {bar.epoch for bar in case.bars})
+    changed = {"training": case.training, "hyperparameters": case.hyperparameters}
     return {
         "model": case.model,
         "label": case.label,
+        "changed": changed,
+        "options": models_page.options(case.model, changed),
+        "commit": _commit(),
         "epochs": training.epochs,
         "parameters": model.parameter_count(),
         "seconds": round(clock.wall, 1),
@@ -373,6 +379,12 @@ def run_case(case: Case, mnist: Mnist) -> dict[str, Any]:
         ],
         "test": figures[0],
     }
+
+
+def _commit() -> str:
+    """The commit that is checked out."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
@@ -387,31 +399,45 @@ def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
 
 
 def one_class(model_name: str, mnist: Mnist, epochs: int = _ONE_CLASS_EPOCHS) -> dict[str, Any]:
-    """Trains on one digit at a time and scores all test images by their error.
+    """Trains on one digit at a time and scores all test images.
+
+    A model that knows how many steps it needs is trained by its own defaults.
 
     Returns:
-      The AUROC of each digit and the mean; and how often the least of the ten
-      errors names the digit.
+      The AUROC of each digit and the mean, by anomaly score and by the error alone;
+      and how often the least of the ten errors names the digit.
     """
     spec = get_model_spec(model_name)
-    training = spec.training.replaced(epochs=epochs, batch_size=_ONE_CLASS_BATCH)
-    aurocs, scores = [], []
+    training = spec.training
+    if not training.min_steps:
+        training = training.replaced(epochs=epochs, batch_size=_ONE_CLASS_BATCH)
+    aurocs, by_error, errors = [], [], []
     for digit in range(10):
         rows = np.flatnonzero(mnist.train.labels == digit)
         of_digit = Mnist(mnist.train.take(rows), mnist.images, mnist.labels)
         model = build_model(model_name, seed=digit)
         train(model, training, of_digit, set())
+        seen = training_data(model, of_digit.train, min(1_000, len(rows)), 1)
+        anomaly_score = fit_anomaly_score(model, seen, seed=digit)
         batches = np.array_split(mnist.images, 10)
-        score = np.concatenate([per_image_mse(b, model(b)).numpy() for b in batches])
+        error = np.concatenate([per_image_mse(b, model(b)).numpy() for b in batches])
+        score = np.concatenate(
+            [
+                anomaly_score(b, model.encode(b), e).numpy()
+                for b, e in zip(batches, np.array_split(error, 10))
+            ]
+        )
         normal = mnist.labels == digit
         aurocs.append(auroc(score[normal], score[~normal]))
-        scores.append(score)
-    accuracy = float((np.argmin(scores, axis=0) == mnist.labels).mean())
+        by_error.append(auroc(error[normal], error[~normal]))
+        errors.append(error)
+    accuracy = float((np.argmin(errors, axis=0) == mnist.labels).mean())
     return {
         "auroc": [round(value, 4) for value in aurocs],
         "mean_auroc": round(float(np.mean(aurocs)), 4),
+        "mean_auroc_by_error": round(float(np.mean(by_error)), 4),
         "argmin_accuracy": round(accuracy, 4),
-        "epochs": epochs,
+        "epochs": training.epochs,
     }
 
 

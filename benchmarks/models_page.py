@@ -49,11 +49,44 @@ def write(page: Path, measured: Path) -> None:
 
 
 def check(page: Path, measured: Path) -> int:
-    """Returns 1, and says so, when the page is not what the sources say."""
-    if page.exists() and page.read_text() == render(read_measured(measured)):
-        return 0
-    print(f"{page} is stale: run `python -m benchmarks.models --write-docs`")
-    return 1
+    """Returns 1, and says so, when the page or a figure on it is not of the present sources."""
+    figures = read_measured(measured)
+    old = outdated(figures.get("models", {}))
+    if old:
+        print(f"measured with other options than today's: {', '.join(old)}; measure them again")
+    fresh = page.exists() and page.read_text() == render(figures)
+    if not fresh:
+        print(f"{page} is stale: run `python -m benchmarks.models --write-docs`")
+    return 0 if fresh and not old else 1
+
+
+def options(name: str, changed: dict[str, Any]) -> dict[str, Any]:
+    """All that a model is built and trained with.
+
+    Args:
+      name: The model's.
+      changed: ``training`` and ``hyperparameters`` that differ from its defaults.
+    """
+    spec = CATALOGUE[name]
+    training = spec.training.replaced(**changed.get("training", {}))
+    hyperparameters = spec.hyperparameters.replaced(**changed.get("hyperparameters", {}))
+    return {
+        "training": training.model_dump(mode="json"),
+        "hyperparameters": hyperparameters.model_dump(mode="json"),
+    }
+
+
+def outdated(models: dict[str, Any]) -> list[str]:
+    """The entries that were measured with other options than the catalogue has now.
+
+    Those of before options were recorded are not among them.
+    """
+    return [
+        key
+        for key, entry in models.items()
+        if "options" in entry
+        and entry["options"] != options(entry["model"], entry.get("changed", {}))
+    ]
 
 
 def _environment(measured: dict[str, Any]) -> str:
@@ -133,6 +166,8 @@ def _section(spec: ModelSpec, models: dict[str, Any]) -> str:
     if spec.correction:
         lines.append(f"- Corrected: {spec.correction}")
     for entry in (e for e in models.values() if e["model"] == spec.name):
+        if "commit" in entry:
+            lines.append(f"- Commit of what follows: {entry['commit'][:12]}")
         for bar in entry["bars"]:
             label = f" ({entry['label']})" if entry["label"] else ""
             lines.append(

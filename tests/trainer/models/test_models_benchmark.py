@@ -43,6 +43,20 @@ def test_the_page_says_what_was_measured_of_which_model(tmp_path) -> None:
     assert CATALOGUE["simple"].source in section
 
 
+def test_a_figure_of_other_options_than_the_catalogue_s_is_called_old(tmp_path, capsys) -> None:
+    changed = {"training": {"epochs": 3}}
+    entry = {"model": "simple", "label": "", "bars": [], "epochs": 3, "changed": changed}
+    entry |= {"options": models_page.options("simple", changed), "commit": "0123456789abcdef"}
+    page, measured = tmp_path / "models.md", tmp_path / "measured.json"
+    for rate, status in ((entry["options"]["training"]["learning_rate"], 0), (7.0, 1)):
+        entry["options"]["training"]["learning_rate"] = rate
+        measured.write_text(json.dumps({"models": {"simple (short)": entry}}))
+        models_page.write(page, measured)
+        assert models_page.check(page, measured) == status
+    assert "other options than today's: simple (short)" in capsys.readouterr().out
+    assert "0123456789ab" in page.read_text()
+
+
 def test_every_model_has_a_bar() -> None:
     assert {case.model for case in bench.CASES} == set(CATALOGUE)
     assert len({case.key for case in bench.CASES}) == len(bench.CASES)
