@@ -29,8 +29,6 @@ _HAS_MODEL_PROPERTY = "has_model"
 _BLESSED_FILE = "INFRA_BLESSED"
 _NOT_BLESSED_FILE = "INFRA_NOT_BLESSED"
 
-_WARMUP_BATCH_SIZES = (1, 32)
-
 
 @component
 def ServingValidator(  # noqa: N802: components are named like classes
@@ -61,20 +59,10 @@ def ServingValidator(  # noqa: N802: components are named like classes
         candidate = str(pathlib.Path(folder) / model_name / "1")
         source = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
         io_utils.copy_dir(source, candidate)
-        report = _validate(candidate, samples, latency_budget_ms)
+        report = validation.validate(candidate, samples, latency_budget_ms=latency_budget_ms)
         if report.passed:
             io_utils.copy_dir(candidate, path_utils.stamped_model_path(blessing.uri))
     _bless(blessing, report)
-
-
-def _validate(
-    candidate: str, samples: validation.TrialExamples, latency_budget_ms: float
-) -> validation.Report:
-    try:
-        validation.write_warmup_requests(candidate, samples, _WARMUP_BATCH_SIZES)
-    except validation.ServingError as error:
-        return validation.Report(problems=[str(error)])
-    return validation.validate(candidate, samples, latency_budget_ms=latency_budget_ms)
 
 
 def _bless(blessing: types.Artifact, report: validation.Report) -> None:
