@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from components import features
@@ -221,10 +222,7 @@ def mask_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         raise ValueError(f"labels={count}, but only {len(known)} training images have one")
     order = np.random.default_rng(seed).permutation(known)
     # The k-th image of every digit comes before any digit's (k+1)-th.
-    rank = np.empty(len(order), np.int64)
-    for digit in range(features.NUM_CLASSES):
-        of_digit = labels[order] == digit
-        rank[of_digit] = np.arange(of_digit.sum())
+    rank = pd.Series(order).groupby(labels[order]).cumcount()
     kept = order[np.argsort(rank, kind="stable")[:count]]
     masked = np.full_like(labels, features.NO_LABEL)
     masked[kept] = labels[kept]

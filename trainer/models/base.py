@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -277,14 +277,16 @@ class Autoencoder(keras.Model):
     @property
     def weights(self) -> list[tf.Variable]:
         """Weights alone: the state of the running means is no part of a model."""
-        running = {id(variable) for metric in self.metrics for variable in metric.variables}
-        return [weight for weight in super().weights if id(weight) not in running]
+        return self._without_means(super().weights)
 
     def state(self) -> list[tf.Variable]:
         """All that a compiled model's training changes: weights and what optimizers keep."""
-        running = {id(variable) for metric in self.metrics for variable in metric.variables}
         found = tf.train.TrackableView(self).descendants()
-        return [v for v in found if isinstance(v, tf.Variable) and id(v) not in running]
+        return self._without_means(v for v in found if isinstance(v, tf.Variable))
+
+    def _without_means(self, variables: Iterable[tf.Variable]) -> list[tf.Variable]:
+        running = {id(variable) for metric in self.metrics for variable in metric.variables}
+        return [variable for variable in variables if id(variable) not in running]
 
     def track(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Adds a batch to the running means and returns them."""
