@@ -142,8 +142,9 @@ def RunReport(  # noqa: N802: components are named like classes
     report.set_string_custom_property(FIGURES_PROPERTY, json.dumps(figures))
     for key in ("mse", "bce", "pca_mse"):
         report.set_float_custom_property(key, figures[key])
-    for key, text in (("model", model_name), ("servable", servable), ("dataset", dataset["name"])):
-        report.set_string_custom_property(key, text)
+    report.set_string_custom_property("model", model_name)
+    report.set_string_custom_property("servable", servable)
+    report.set_string_custom_property("dataset", dataset["name"])
     report.set_int_custom_property("blessed", int(summary["blessed"]))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 from markdown_it import MarkdownIt
-from tfx import types
 
 from components.report.blocks import Section, strip_png
 from components.report.summary import worst_digit
@@ -128,7 +127,7 @@ def render(
     summary: dict[str, Any],
     metadata: dict[str, Any],
     card: str,
-    lineage: Mapping[str, types.Artifact],
+    lineage: Mapping[str, Any],
 ) -> str:
     """The page; ``lineage`` names the artifacts that it was made from."""
     # The card's own title would be a second one on the page.
