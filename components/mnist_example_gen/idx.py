@@ -67,7 +67,7 @@ class SplitInfo:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
+def opened(path: str) -> Iterator[BinaryIO]:
     """A file to read, decompressed where it is compressed; damage to that is a DataError."""
     # By content, not by name: mirrors serve gzip under both names.
     zipped = is_compressed(path)
@@ -117,7 +117,7 @@ def count_images(path: str) -> int:
     Raises:
       DataError: Not an IDX file of 28x28 uint8 images.
     """
-    with _opened(path) as f:
+    with opened(path) as f:
         return _read_header(f, path, _IMAGES_MAGIC)
 
 
@@ -157,7 +157,7 @@ def _read_values(
     path: str, magic: int, width: int, start: int, stop: int | None, chunk: int
 ) -> Iterator[np.ndarray]:
     """Yields ``chunk`` times ``width`` values at a time."""
-    with _opened(path) as f:
+    with opened(path) as f:
         count = _read_header(f, path, magic)
         stop = count if stop is None else min(stop, count)
         f.seek(start * width, os.SEEK_CUR)
@@ -184,7 +184,7 @@ def check_split(files: SplitFiles) -> SplitInfo:
         digest.update(images.data)
     counts = np.zeros(MAX_LABEL + 1, np.int64)
     if files.labels is not None:
-        with _opened(files.labels) as f:
+        with opened(files.labels) as f:
             labels = _read_header(f, files.labels, _LABELS_MAGIC)
         if labels != count:
             raise DataError(
@@ -209,7 +209,7 @@ def file_digest(path: str) -> str:
       DataError: A damaged gzip file.
     """
     digest = hashlib.sha256()
-    with _opened(path) as f:
+    with opened(path) as f:
         while block := f.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -54,7 +54,9 @@ def ServingValidator(  # noqa: N802: components are named like classes
         blessed instead.
     """
     split_uri = artifact_utils.get_split_uri([examples], features.EVAL_SPLIT)
-    samples = validation.TrialExamples.from_examples(_read_examples(split_uri, num_examples))
+    files = sorted(tf.io.gfile.glob(os.path.join(split_uri, "*.gz")))
+    records = tf.data.TFRecordDataset(files, "GZIP").take(num_examples)
+    samples = validation.TrialExamples.from_examples(list(records.as_numpy_iterator()))
     with tempfile.TemporaryDirectory(prefix="serving_validator_") as folder:
         candidate = str(pathlib.Path(folder) / model_name / "1")
         source = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
@@ -80,14 +82,3 @@ def _bless(blessing: types.Artifact, report: validation.Report) -> None:
         blessing.set_string_custom_property(REFUSED_FOR_PROPERTY, report.refused_for)
     for problem in report.problems:
         logging.error("The model is not servable: %s", problem)
-
-
-def _read_examples(split_uri: str, count: int) -> list[bytes]:
-    """The first examples of a split, in file order."""
-    files = sorted(
-        os.path.join(split_uri, name)
-        for name in tf.io.gfile.listdir(split_uri)
-        if not name.startswith((".", "_"))
-    )
-    dataset = tf.data.TFRecordDataset(files, compression_type="GZIP").take(count)
-    return [record.numpy() for record in dataset]
