@@ -123,21 +123,25 @@ def validate(version_path: str, samples: TrialExamples, *, latency_budget_ms: fl
     started = time.monotonic()
     path = pathlib.Path(version_path)
     report = Report(backend="binary" if shutil.which(launcher.BINARY) else "embedded")
-    try:
-        signatures = tf.saved_model.load(version_path).signatures
-        if missing := [key for key in REQUIRED if key not in signatures]:
-            raise ServingError(f"signatures are missing: {', '.join(missing)}")
-        inputs = _inputs(signatures, samples)
-        _write_warmup_requests(path, inputs)
-        with _served(path.parent, report.backend) as target:
+    with contextlib.ExitStack() as stack:
+        try:
+            # Its variables live as long as it does.
+            loaded = tf.saved_model.load(version_path)
+            signatures = loaded.signatures
+            if missing := [key for key in REQUIRED if key not in signatures]:
+                raise ServingError(f"signatures are missing: {', '.join(missing)}")
+            inputs = _inputs(signatures, samples)
+            _write_warmup_requests(path, inputs)
+            target = stack.enter_context(_served(path.parent, report.backend))
+        except Exception as error:
+            report.problems.append(_one_line(error))
+        else:
             transport = GrpcTransport(Address(target, path.parent.name, timeout=60.0))
-            with contextlib.closing(transport):
-                for key in sorted(signatures):
-                    _try(key, signatures[key], inputs[key], transport, report)
-                if report.passed:
-                    _measure(transport, samples, latency_budget_ms, report)
-    except Exception as error:
-        report.problems.append(_one_line(error))
+            stack.enter_context(contextlib.closing(transport))
+            for key in sorted(signatures):
+                _try(key, signatures[key], inputs[key], transport, report)
+            if report.passed:
+                _measure(transport, samples, latency_budget_ms, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -153,10 +157,13 @@ def _inputs(signatures: Mapping[str, Any], samples: TrialExamples) -> dict[str, 
     if contract.ENCODE in signatures:
         encode = signatures[contract.ENCODE]
         known[contract.CODE] = encode(images=tf.constant(samples.images))[contract.CODE].numpy()
-    return {
-        key: {alias: known[alias] for alias in signature.structured_input_signature[1]}
-        for key, signature in signatures.items()
-    }
+    inputs: dict[str, Arrays] = {}
+    for key, signature in signatures.items():
+        wanted = signature.structured_input_signature[1]
+        if unknown := [alias for alias in wanted if alias not in known]:
+            raise ServingError(f"{key}: inputs that the contract lacks: {', '.join(unknown)}")
+        inputs[key] = {alias: known[alias] for alias in wanted}
+    return inputs
 
 
 def _write_warmup_requests(version_path: pathlib.Path, inputs: Mapping[str, Arrays]) -> None:
