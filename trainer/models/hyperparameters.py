@@ -315,6 +315,7 @@ class BestHyperparameters(SizedCode):
     """Two strided convolutions, dense layers, and back.
 
     Attributes:
+      code_size: Floats in a code.
       filters: Filters of the two convolutions, at 14 x 14 and 7 x 7.
       hidden: Widths of the dense layers between maps and code.
       activation: Activation of all layers but code and output.
