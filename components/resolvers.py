@@ -152,7 +152,7 @@ class ServingModel(resolver.ResolverStrategy):
     """
 
     def __init__(self, servable: str, span_key: str):
-        """Makes the strategy for a span "N.V", or :data:`LATEST`, which leaves no model out."""
+        """Makes the strategy for a servable and a span "N.V"; :data:`LATEST` leaves out none."""
         self._servable = servable
         self._span_key = span_key
 

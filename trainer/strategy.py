@@ -74,6 +74,10 @@ def of_chief(distribution: tf.distribute.Strategy, content: bytes) -> bytes:
 
 
 def set_precision(mixed: bool) -> None:
-    """Chooses the precision of layers made from now on: float32, or mixed with half of it."""
+    """Chooses the precision of layers made from now on.
+
+    Args:
+      mixed: float16 on GPUs, bfloat16 on CPUs, with float32 variables.
+    """
     half = "mixed_float16" if tf.config.list_physical_devices("GPU") else "mixed_bfloat16"
     keras.mixed_precision.set_global_policy(half if mixed else "float32")

@@ -99,7 +99,7 @@ def _png(figure: Any) -> bytes:
 
 
 def loss_curves(curves: Mapping[str, Sequence[float]], ylabel: str, *, log: bool = True) -> Chart:
-    """Lines over epochs, by name; ``log`` where all values are positive."""
+    """Lines over epochs: ``curves`` by name, on a log axis where all values are positive."""
     with _axes() as (axes, drawn):
         styles = ((FIRST, "-", "o"), (SECOND, "--", "s"), (THIRD, ":", "^"), (INK, "-.", "v"))
         for (name, values), (colour, line, marker) in zip(curves.items(), styles):
@@ -156,7 +156,7 @@ def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
 def error_histogram(
     errors: np.ndarray, threshold: float, strange: np.ndarray | None, strange_name: str
 ) -> Chart:
-    """How the errors of normal images [n] and of anomalies [m] lie about the threshold."""
+    """How the errors of normal images [n] and of ``strange`` ones [m] lie about the threshold."""
     everything = errors if strange is None else np.concatenate([errors, strange])
     edges = np.linspace(0, max(np.quantile(everything, 0.999), threshold * 1.1), 50)
     with _axes() as (axes, drawn):
@@ -194,9 +194,9 @@ def scatter(points: np.ndarray, labels: np.ndarray, xlabel: str, ylabel: str) ->
             axes.plot(*of_digit.T, linestyle="", color=colour, alpha=0.8, **mark)
         for digit in np.unique(labels[labels >= 0]):
             middle = np.median(points[labels == digit], axis=0)
-            font = {"fontsize": 15, "fontweight": "bold", "ha": "center", "va": "center"}
+            bold = {"fontsize": 15, "fontweight": "bold", "ha": "center", "va": "center"}
             halo = [patheffects.withStroke(linewidth=4, foreground=PAPER)]
-            axes.text(*middle, str(digit), color=INK, path_effects=halo, **font)
+            axes.text(*middle, str(digit), color=INK, path_effects=halo, **bold)
         low, high = np.quantile(points, [0.002, 0.998], axis=0)
         margin = (high - low) * 0.08 + 1e-6
         axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
