@@ -37,11 +37,13 @@ def run(
     source = source.below(*["cache=false"] * no_cache, *["tuner.enabled=true"] * tune)
     names = _chosen_models(source.model)
     configs = [dataclasses.replace(source, model=name).load() for name in names]
+    from pipeline.beam_options import check_engine
     from pipeline.locking import locked
 
     if len(configs) > 1 and configs[0].pusher.name is not None:
         raise UserError("pusher.name: is the name of one model, and several are to be run")
     # Before anything slow or written: the data, then the folder.
+    check_engine(configs[0])
     configs, dataset = _with_data(configs, leave_out=source.model == _ALL_MODELS)
     with locked(configs[0].root):
         if len(configs) == 1:
