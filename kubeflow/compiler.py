@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import graphlib
 import inspect
 import json
@@ -25,7 +24,7 @@ from typing import Any
 
 from kubeflow import checks
 from pipeline.config import KubeflowConfig, NodeConfig, PipelineConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, hint
 from trainer.models.catalogue import UnknownModelError, get_model_spec
 
 # Run parameters, which are arguments of every node, and what they are for people.
@@ -105,9 +104,7 @@ def run_parameters(config: PipelineConfig, assignments: Sequence[str] = ()) -> d
         if not sign:
             raise UserError(f"--param {assignment}: expected KEY=VALUE, such as epochs=20")
         if key not in PARAMETERS:
-            near = difflib.get_close_matches(key, PARAMETERS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PARAMETERS)}"
-            raise UserError(f"--param: no run parameter {key!r}; {hint}")
+            raise UserError(f"--param: no run parameter {key!r}; {hint(key, PARAMETERS)}")
         values[key] = _checked(key, text)
     return values
 
@@ -167,21 +164,12 @@ def make_ir(
         "pipeline_root": pipeline_root,
     }
     if config.continuous.golden is None:
-        pipeline = create_pipeline(
-            config,
-            data_folder=data_folder,
-            data_pattern=data_pattern,
-            data_span=data_span,
-            **common,
-        )
+        common |= {"data_pattern": data_pattern, "data_span": data_span}
+        pipeline = create_pipeline(config, data_folder=data_folder, **common)
     else:
-        pipeline = create_continuous_pipeline(
-            config,
-            SpanRun(data_span, 0, config.continuous.golden),
-            spans_folder=data_folder,
-            pattern=data_pattern or spans.PATTERN,
-            **common,
-        )
+        run = SpanRun(data_span, 0, config.continuous.golden)
+        common["pattern"] = data_pattern or spans.PATTERN
+        pipeline = create_continuous_pipeline(config, run, spans_folder=data_folder, **common)
     return compiler.Compiler().compile(pipeline)
 
 
@@ -243,13 +231,12 @@ def compile_pipeline(config: PipelineConfig, values: Mapping[str, Any]) -> str:
 def _shipped(values: Mapping[str, Any]) -> str:
     """What of a configuration a node needs, as JSON: not what KFP does already."""
     shipped = {key: value for key, value in values.items() if key not in ("root", "kubeflow")}
-    cluster = dict(values.get("kubeflow") or {})
+    cluster = values.get("kubeflow") or {}
     if "workers" in cluster:
         wanted = ("workers", "image", "namespace", "volume_claim", "mount_path")
         shipped["kubeflow"] = {key: cluster[key] for key in wanted if key in cluster}
-    data = {k: v for k, v in (shipped.get("data") or {}).items() if k != "dir"}
     if "data" in shipped:
-        shipped["data"] = data
+        shipped["data"] = {k: v for k, v in (shipped["data"] or {}).items() if k != "dir"}
     return json.dumps(shipped, sort_keys=True)
 
 
@@ -309,8 +296,7 @@ def _component(
     """The KFP component of a task; its output parameters come from files that it writes."""
     from kfp import dsl
 
-    settings = config.kubeflow.node(task.lead)
-
+    timeout = config.kubeflow.node(task.lead).timeout_seconds or 0
     names = (_RUN_ID, *PARAMETERS, *outputs)
 
     def run_node(*values: Any) -> dsl.ContainerSpec:
@@ -318,7 +304,7 @@ def _component(
             f"--node={','.join(task.nodes)}",
             f"--config={shipped}",
             f"--metadata-url={config.kubeflow.metadata_url}",
-            f"--timeout={settings.timeout_seconds or 0}",
+            f"--timeout={timeout}",
         ]
         for name, value in zip(names, values):
             suffix = "-file" if name in outputs else ""
