@@ -279,11 +279,7 @@ def _load(source: options.ConfigSource) -> tuple[PipelineConfig, dict[str, Any]]
 
 
 def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:
-    """The package that KFP takes, as YAML.
-
-    Raises:
-      UserError: The configuration cannot run on Kubeflow.
-    """
+    """The package that KFP takes, as YAML; a UserError where it cannot run there."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kubeflow import compiler
     from pipeline import console

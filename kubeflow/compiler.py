@@ -152,24 +152,25 @@ def make_ir(
 
     from kubeflow import workers
     from pipeline.continuous import spans
-    from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
+    from pipeline.continuous.pipeline import create_continuous_pipeline
     from pipeline.pipeline import create_pipeline
 
     nowhere = metadata_store_pb2.ConnectionConfig()
     nowhere.fake_database.SetInParent()
     common: dict[str, Any] = {
+        "data_folder": data_folder,
+        "data_span": data_span,
         "labelled": labelled,
         "workers": workers.options(config.kubeflow),
         "metadata_connection": nowhere,
         "pipeline_root": pipeline_root,
     }
-    if config.continuous.golden is None:
-        common |= {"data_pattern": data_pattern, "data_span": data_span}
-        pipeline = create_pipeline(config, data_folder=data_folder, **common)
+    golden = config.continuous.golden
+    if golden is None:
+        pipeline = create_pipeline(config, data_pattern=data_pattern, **common)
     else:
-        run = SpanRun(data_span, 0, config.continuous.golden)
-        common["pattern"] = data_pattern or spans.PATTERN
-        pipeline = create_continuous_pipeline(config, run, spans_folder=data_folder, **common)
+        common["data_pattern"] = data_pattern or spans.PATTERN
+        pipeline = create_continuous_pipeline(config, golden_folder=golden, **common)
     return compiler.Compiler().compile(pipeline)
 
 

@@ -176,12 +176,13 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     password = os.environ.get(METADATA_PASSWORD)
     connection = stores.connection(args.metadata_url, password)
     store = stores.open_store(connection, args.metadata_url, args.metadata_patience)
-    if stores.is_finished(store, args.run_id, args.node):
+    where = store, args.run_id, args.node
+    if stores.is_finished(*where):
         watch.settle()
         _logger.info("%s is done already, by an earlier attempt", args.node)
         _tell_verdict(store, args)
         return
-    if stores.clear_attempts(store, args.run_id, args.node, args.pipeline_root):
+    if stores.clear_attempts(*where, args.pipeline_root):
         _logger.info("%s was interrupted before; it starts again", args.node)
     # A thread has a connection of its own; the node may end before it does.
     watch.on_cancel = lambda: stores.end_attempt(
@@ -202,11 +203,9 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
                     raise
                 # Other nodes write to the same store; the first wins, the others try again.
                 _logger.warning("metadata store: %s; trying again", e)
-                stores.clear_attempts(store, args.run_id, args.node, args.pipeline_root)
+                stores.clear_attempts(*where, args.pipeline_root)
                 time.sleep(attempt)
-        if not local_runner.is_resolver(ir, args.node) and not stores.is_finished(
-            store, args.run_id, args.node
-        ):
+        if not local_runner.is_resolver(ir, args.node) and not stores.is_finished(*where):
             raise RunError(f"{args.node} did not run: an input is missing")
         _tell_verdict(store, args)
         watch.settle()
@@ -215,14 +214,14 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
         if watch.interrupted is None:
             raise
         watch.wait_told()
-        if stores.is_finished(store, args.run_id, args.node):
+        if stores.is_finished(*where):
             # The store says done, and so does this attempt.
             _logger.info("%s: %s, too late", args.node, watch.interrupted)
             return
         cancelled = watch.interrupted.exit_code == EXIT_CANCELLED
         state = Execution.CANCELED if cancelled else Execution.FAILED
-        stores.end_attempt(store, args.run_id, args.node, state)
-        stores.remove_outputs(store, args.run_id, args.node, args.pipeline_root)
+        stores.end_attempt(*where, state)
+        stores.remove_outputs(*where, args.pipeline_root)
         raise watch.interrupted from None
 
 

@@ -99,11 +99,7 @@ def _labels_for_training(config: PipelineConfig, dataset: Dataset) -> int:
 def _run_several(
     configs: Sequence[PipelineConfig], dataset: Dataset, as_json: bool, verbose: bool
 ) -> int:
-    """Runs one model after the other; one that fails does not stop the others.
-
-    Returns:
-      The highest exit code.
-    """
+    """Runs one model after the other, whichever fails; the highest exit code."""
     from pipeline import leaderboard, runs
 
     codes: list[int] = [0]

@@ -139,24 +139,21 @@ class _Batch:
         from tfx.dsl.compiler import compiler
 
         from pipeline import local_runner
-        from pipeline.continuous.pipeline import DRIFT, SpanRun, create_continuous_pipeline
+        from pipeline.continuous.pipeline import DRIFT, create_continuous_pipeline
 
         config = self._config
         golden_manifest, golden_folder = golden
-        run = SpanRun(
-            span=manifest.span,
-            version=manifest.version,
-            golden_folder=str(golden_folder),
-            golden_labelled=golden_manifest.labelled,
-            accepted=self._job.accepted.get(manifest.key, 0),
-            cold=self._job.options.cold,
-        )
         run_id = new_run_id()
         pipeline = create_continuous_pipeline(
             config,
-            run,
-            spans_folder=str(spans.folder_of(config.root)),
+            data_folder=str(spans.folder_of(config.root)),
+            golden_folder=str(golden_folder),
+            data_span=manifest.span,
+            version=manifest.version,
             labelled=manifest.labelled,
+            golden_labelled=golden_manifest.labelled,
+            accepted=self._job.accepted.get(manifest.key, 0),
+            cold=self._job.options.cold,
         )
         metadata = history.metadata_path(config.root)
         drift: dict[str, Any] = {}

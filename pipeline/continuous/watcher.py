@@ -392,17 +392,16 @@ class Watcher:
             result = json.loads(result_path.read_bytes())
         except (OSError, ValueError):
             result = {"outcomes": {}, "current": None, "window": [], "done": False}
+        outcomes = result["outcomes"]
         if code == EXIT_BUSY:
             self._events.tell("busy", reason="another run is at work in this root")
             self.state.paused_until = time.time() + min(self.options.interval, 5.0)
             return False
         if not result["done"]:
             # A span that waited for the run of its batch was not trained on yet.
-            waiting = {
-                k for k, o in result["outcomes"].items() if o.get("status") == state_lib.COALESCED
-            }
-            result["outcomes"] = {k: o for k, o in result["outcomes"].items() if k not in waiting}
-        for key, outcome in result["outcomes"].items():
+            waiting = state_lib.COALESCED
+            outcomes = {k: o for k, o in outcomes.items() if o.get("status") != waiting}
+        for key, outcome in outcomes.items():
             self.state.spans.setdefault(key, {}).pop("started", None)
             self._settle(key, outcome)
         for key, run_id in result.get("run_ids", {}).items():
@@ -430,23 +429,18 @@ class Watcher:
         record = self.state.spans.setdefault(key, {})
         own = self.config.continuous
         if outcome["status"] == "error":
-            tries = record.get("tries", 0) + 1
-            reason = outcome["reason"]
+            tries, reason = record.get("tries", 0) + 1, outcome["reason"]
             record.update(tries=tries, reason=reason)
-            if tries >= own.tries:
-                record.update(status=state_lib.FAILED)
-                record.pop("started", None)
-                _forget_pause(record)
-                self._events.tell(
-                    "set_aside",
-                    span=key,
-                    tries=tries,
-                    reason=f"{reason}; 'mnist-ae spans accept' tries again",
-                )
-            else:
+            if tries < own.tries:
                 pause = own.retry_seconds * 2 ** (tries - 1)
                 record.update(status=state_lib.RETRY, next_try=time.time() + pause, pause=pause)
                 self._events.tell("retry", span=key, tries=tries, seconds=pause, reason=reason)
+                return
+            record.update(status=state_lib.FAILED)
+            record.pop("started", None)
+            _forget_pause(record)
+            reason += "; 'mnist-ae spans accept' tries again"
+            self._events.tell("set_aside", span=key, tries=tries, reason=reason)
             return
         record.update(outcome, tries=0, decided=time.time())
         _forget_pause(record)
