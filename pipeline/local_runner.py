@@ -99,20 +99,20 @@ def launch(
     timings = []
     for node in ir.nodes:
         node_id = node.pipeline_node.node_info.id
-        watched = listener if not is_resolver(ir, node_id) else None
-        if watched:
-            watched.started(node_id)
+        resolver = is_resolver(ir, node_id)
+        if listener and not resolver:
+            listener.started(node_id)
         _logger.info("%s starts", node_id)
         started = time.monotonic()
         launch_node(ir, node_id, connection)
         cached = _finished_from_cache(connection, run_id, node_id)
-        timing = NodeTiming(node_id, time.monotonic() - started, cached)
-        if watched:
-            watched.finished(node_id, timing.seconds, cached)
-        if not is_resolver(ir, node_id):
-            timings.append(timing)
-            if until(node_id):
-                break
+        if resolver:
+            continue
+        timings.append(NodeTiming(node_id, time.monotonic() - started, cached))
+        if listener:
+            listener.finished(node_id, timings[-1].seconds, cached)
+        if until(node_id):
+            break
     return timings
 
 
