@@ -40,7 +40,7 @@ def services(handlers: Handlers, metrics: Metrics, healthy: Callable[[], bool]) 
         request = _parse(protos.PredictRequest, data)
         status = Code.OK
         try:
-            return handlers.predict(request).SerializeToString()
+            return handlers.predict(request)
         except Exception as error:
             status = from_exception(error).code
             raise

@@ -13,14 +13,13 @@ change, and a vanished folder stops nothing but its own model.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import copy
 import dataclasses
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from serving.standin import versions as version_folders
 from serving.standin.predict import warm_up
@@ -90,11 +89,8 @@ class Models:
 
     # Requests.
 
-    @contextlib.contextmanager
-    def lease(
-        self, name: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[Servable]:
-        """Lends a servable, which stays loaded until the block ends.
+    def lease(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+        """Lends a servable, which stays loaded until the ``with`` block that takes it ends.
 
         Args:
           version: A number, or None for the latest.
@@ -112,10 +108,7 @@ class Models:
             with self._changed:
                 servable = self._choose(name, version, label)
                 servable.acquire()
-        try:
-            yield servable
-        finally:
-            servable.release()
+        return servable
 
     def _choose(self, name: str, version: int | None, label: str | None) -> Servable:
         model = self._models.get(name) or _Model(None)

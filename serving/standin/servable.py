@@ -113,6 +113,8 @@ def _tensor_infos(definitions: Any) -> dict[str, TensorInfo]:
 class Servable:
     """A version of a model, loaded. Counts its users and closes after the last.
 
+    Whoever acquired it may use it as a context manager, which releases it.
+
     Attributes:
       signatures: The entry points by key, initialisation ones (``__...``) too.
       signature_defs: ``SignatureDefMap`` of saved_model.pb, serialised, whole.
@@ -156,6 +158,12 @@ class Servable:
             signature.close()
         self._session.close()
         self._on_closed()
+
+    def __enter__(self) -> Servable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def retire(self, on_closed: Callable[[], None] = lambda: None) -> None:
         """Closes once the present users are done, and calls ``on_closed`` then."""
