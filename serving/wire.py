@@ -54,12 +54,19 @@ class TensorError(Error):
     """A TensorProto that says two things at once, or a type that has no wire form."""
 
 
+def _data_types() -> Any:
+    return protos.pool().FindEnumTypeByName("tensorflow.DataType")
+
+
 def type_name(number: int) -> str:
     """TensorFlow's name of a DataType number, such as ``"float"`` for 1."""
-    known = protos.pool().FindEnumTypeByName("tensorflow.DataType").values_by_number
-    if number not in known:
-        return f"unknown dtype enum: {number}"
-    return known[number].name.removeprefix("DT_").lower()
+    known = _data_types().values_by_number.get(number)
+    return known.name[len("DT_") :].lower() if known else f"unknown dtype enum: {number}"
+
+
+def named_type(name: str) -> int:
+    """The inverse of :func:`type_name`."""
+    return int(_data_types().values_by_name[f"DT_{name.upper()}"].number)
 
 
 def type_number(dtype: np.dtype[Any]) -> int:
@@ -372,6 +379,11 @@ def _decode_strings(proto: Any, count: int, shape: tuple[int, ...]) -> Array:
     values = list(proto.string_val[:count])
     if len(values) < count:
         values += [values[-1] if values else b""] * (count - len(values))
-    flat = np.empty(count, object)
+    return objects(values, shape)
+
+
+def objects(values: list[Any], shape: tuple[int, ...]) -> Array:
+    """An array of strings, or of whatever these are, row by row."""
+    flat = np.empty(len(values), object)
     flat[:] = values
     return flat.reshape(shape)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest, metrics_core
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+from serving.standin.status import from_exception
 
 PATH = "/monitoring/prometheus/metrics"
 
@@ -74,23 +78,31 @@ class Metrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def count_request(self, model: str, status: str, entrypoint: str, microseconds: float) -> None:
-        """Counts one answered Predict.
+    @contextlib.contextmanager
+    def counted(self, model: str, entrypoint: str) -> Iterator[None]:
+        """Counts a Predict, answered or refused when the block ends, and its time.
 
         Args:
           model: The model's name as asked for.
-          status: The canonical code's name.
           entrypoint: ``GRPC`` or ``REST``.
-          microseconds: From arrival to answer.
         """
-        with self._lock:
-            if model not in self._models:
-                if len(self._models) >= _MAX_MODELS:
-                    model = "(other)"
-                self._models.add(model)
-            self._sums[_REQUESTS, model, status] += 1
-            if status == "OK":
-                self._histograms[_LATENCY, model, "predict", entrypoint].observe(microseconds)
+        started = time.monotonic()
+        status = "OK"
+        try:
+            yield
+        except Exception as error:
+            status = from_exception(error).code.name
+            raise
+        finally:
+            microseconds = (time.monotonic() - started) * 1e6
+            with self._lock:
+                if model not in self._models:
+                    if len(self._models) >= _MAX_MODELS:
+                        model = "(other)"
+                    self._models.add(model)
+                self._sums[_REQUESTS, model, status] += 1
+                if status == "OK":
+                    self._histograms[_LATENCY, model, "predict", entrypoint].observe(microseconds)
 
     def count_run(self, model: str, microseconds: float) -> None:
         """Counts one run of the graph."""

@@ -132,23 +132,19 @@ class Models:
         """
         with self._changed:
             known = self._models[name].versions if name in self._models else {}
-            if version is not None and version not in known:
-                text = f"Could not find version {version} of model {name}"
-                raise StatusError(Code.NOT_FOUND, text)
-            if not known:
-                text = f"Could not find any versions of model {name}"
-                raise StatusError(Code.NOT_FOUND, text)
-            chosen = sorted(known, reverse=True) if version is None else [version]
+            if version is None or not known:
+                chosen, what = sorted(known, reverse=True), "any versions"
+            else:
+                chosen, what = [version] if version in known else [], f"version {version}"
+            if not chosen:
+                raise StatusError(Code.NOT_FOUND, f"Could not find {what} of model {name}")
             return [copy.copy(known[number]) for number in chosen]
 
     def available(self) -> dict[str, list[int]]:
         """Model name to the version numbers that answer, ascending."""
         with self._changed:
-            return {
-                name: sorted(model.servables)
-                for name, model in self._models.items()
-                if model.servables
-            }
+            models = self._models.items()
+            return {name: sorted(model.servables) for name, model in models if model.servables}
 
     # Configuration.
 
