@@ -13,6 +13,7 @@ change, and a vanished folder stops nothing but its own model.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -60,9 +61,22 @@ class _Model:
         decided = (VersionState.AVAILABLE, VersionState.END)
         return any(number not in known or known[number].state not in decided for number in numbers)
 
-    def unavailable(self, labels: Mapping[str, int]) -> list[int]:
-        """The versions that labels should go to and that do not answer."""
-        return [number for number in labels.values() if number not in self.servables]
+    def move_labels(self, name: str, labels: Mapping[str, int], *, anywhere: bool = False) -> None:
+        """Moves the labels, all or none.
+
+        Raises:
+          StatusError: FAILED_PRECONDITION for a version that does not answer, with
+            ``anywhere`` only where the label was at another one before.
+        """
+        for label, number in labels.items():
+            stays = anywhere and self.labels.get(label, number) == number
+            if number not in self.servables and not stays:
+                raise StatusError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {number} of model {name}, which is not "
+                    "currently available for inference",
+                )
+        self.labels = dict(labels)
 
 
 class Models:
@@ -169,24 +183,20 @@ class Models:
             raise StatusError(Code.DEADLINE_EXCEEDED, "Another reload is still waiting.")
         try:
             with self._changed:
+                real = self._options.real_reloads
                 known = {name for name, model in self._models.items() if model.settings}
-                if self._options.real_reloads:
-                    self._refuse_labels({name: self._models[name].labels for name in known}, models)
                 # Labels move before the policy can unload what they leave, and
                 # in the same instant for requests: a rollback loses none.
                 for name in known & models.keys():
-                    labels = models[name].labels
-                    if self._options.real_reloads or not self._models[name].unavailable(labels):
-                        self._models[name].labels = dict(labels)
+                    with contextlib.nullcontext() if real else contextlib.suppress(StatusError):
+                        labels = models[name].labels
+                        self._models[name].move_labels(name, labels, anywhere=real)
                 self._configure(models)
-                if not self._options.real_reloads:
+                if not real:
                     self._wake.set()
-                new = {name: self._models[name] for name in models.keys() - known}
-                self._await_new(new, deadline)
-                if not self._options.real_reloads:
-                    self._refuse_labels({name: {} for name in models}, models)
+                self._await_new({n: self._models[n] for n in models.keys() - known}, deadline)
                 for name, settings in models.items():
-                    self._models[name].labels = dict(settings.labels)
+                    self._models[name].move_labels(name, settings.labels, anywhere=real)
                 self._changed.notify_all()
         finally:
             self.ordering.release()
@@ -200,29 +210,6 @@ class Models:
             if file is not None:
                 settings = located(settings, os.path.dirname(os.path.abspath(file)))
             self._models.setdefault(name, _Model(settings)).settings = settings
-
-    def _refuse_labels(
-        self, before: Mapping[str, Mapping[str, int]], models: Mapping[str, ModelSettings]
-    ) -> None:
-        """Refuses labels that come to a version which does not answer.
-
-        Args:
-          before: The labels by model; with ``real_reloads`` one that was
-            nowhere may go anywhere, as the flag of that name has it.
-          models: Whose labels are to be moved; those not in ``before`` are not looked at.
-        """
-        for name in before.keys() & models.keys():
-            moved = {
-                label: number
-                for label, number in models[name].labels.items()
-                if not self._options.real_reloads or before[name].get(label, number) != number
-            }
-            if missing := self._models[name].unavailable(moved):
-                raise StatusError(
-                    Code.FAILED_PRECONDITION,
-                    f"Request to assign label to version {missing[0]} of model {name}, which "
-                    "is not currently available for inference",
-                )
 
     def _await_new(self, models: Mapping[str, _Model], deadline: float) -> None:
         def waiting() -> list[str]:
