@@ -108,20 +108,16 @@ class Transport(abc.ABC):
         if self.address.version is not None:
             return self
         pinned = copy.copy(self)
-        pinned.address = dataclasses.replace(self.address, version=self.answering(), label=None)
+        pinned.address = dataclasses.replace(self.address, version=self.metadata()[0], label=None)
         return pinned
-
-    @abc.abstractmethod
-    def answering(self) -> int:
-        """The version that answers now."""
 
     @abc.abstractmethod
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
 
     @abc.abstractmethod
-    def signature_defs(self) -> Any:
-        """The model's ``SignatureDefMap``."""
+    def metadata(self) -> tuple[int, Any]:
+        """The version that answers now, and its ``SignatureDefMap``."""
 
     @abc.abstractmethod
     def close(self) -> None:

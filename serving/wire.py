@@ -125,12 +125,31 @@ def fill_tensor(proto: Any, array: Array, *, typed: bool = False) -> None:
         proto.tensor_content = array.astype(dtype, copy=False).tobytes()
 
 
+def fill_spec(
+    spec: Any,
+    model: str,
+    version: int | None = None,
+    label: str | None = None,
+    signature: str = "",
+) -> None:
+    """Writes an empty ``ModelSpec``; a version excludes a label."""
+    spec.name, spec.signature_name = model, signature
+    if version is not None:
+        spec.version.value = version
+    elif label is not None:
+        spec.version_label = label
+
+
+def shape_of(shape: Any) -> tuple[int, ...] | None:
+    """The sizes of a ``TensorShapeProto``, -1 for any; None where the rank is unknown."""
+    return None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+
+
 def predict_request(
     model: str,
     signature: str,
     inputs: Mapping[str, Array],
     outputs: Iterable[str] = (),
-    *,
     version: int | None = None,
     label: str | None = None,
 ) -> Any:
@@ -142,12 +161,7 @@ def predict_request(
       label: A version label; excludes ``version``.
     """
     request = protos.PredictRequest(output_filter=outputs)
-    request.model_spec.name = model
-    request.model_spec.signature_name = signature
-    if version is not None:
-        request.model_spec.version.value = version
-    elif label is not None:
-        request.model_spec.version_label = label
+    fill_spec(request.model_spec, model, version, label, signature)
     for alias, array in inputs.items():
         fill_tensor(request.inputs[alias], array)
     return request
@@ -201,9 +215,7 @@ def _before_numbers(alias: str, dtype: np.dtype[Any], shape: tuple[int, ...]) ->
 @functools.lru_cache(maxsize=1024)
 def _model_spec(model: str, version: int, signature: str) -> bytes:
     response = protos.PredictResponse()
-    response.model_spec.name = model
-    response.model_spec.version.value = version
-    response.model_spec.signature_name = signature
+    fill_spec(response.model_spec, model, version, signature=signature)
     return response.SerializeToString()
 
 

@@ -82,7 +82,7 @@ class Handlers:
         packed = response.metadata[_SIGNATURE_DEF]
         packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
         with self.lease(spec) as servable:
-            _echo(response.model_spec, servable, "")
+            wire.fill_spec(response.model_spec, servable.name, servable.version)
             packed.value = servable.signature_defs
         return response
 
@@ -126,9 +126,3 @@ def _spec_of(request: Any) -> Any:
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
     return request.model_spec
-
-
-def _echo(spec: Any, servable: Servable, signature: str) -> None:
-    spec.name = servable.name
-    spec.version.value = servable.version
-    spec.signature_name = signature

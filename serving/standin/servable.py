@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import protos, quiet
+from serving import protos, quiet, wire
 from serving.standin.status import Code, StatusError, from_exception, invalid_argument
 
 tf = quiet.import_tensorflow()
@@ -102,12 +102,10 @@ class Signature:
 
 
 def _tensor_infos(definitions: Any) -> dict[str, TensorInfo]:
-    infos = {}
-    for alias, info in sorted(definitions.items()):
-        shape = info.tensor_shape
-        sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
-        infos[alias] = TensorInfo(info.name, info.dtype, sizes)
-    return infos
+    return {
+        alias: TensorInfo(info.name, info.dtype, wire.shape_of(info.tensor_shape))
+        for alias, info in sorted(definitions.items())
+    }
 
 
 class Servable:
