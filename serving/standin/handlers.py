@@ -72,9 +72,8 @@ class Handlers:
         """Answers a ``GetModelMetadataRequest`` from saved_model.pb."""
         spec = _spec_of(request)
         if not request.metadata_field:
-            raise invalid_argument(
-                "GetModelMetadataRequest must specify at least one metadata_field"
-            )
+            text = "GetModelMetadataRequest must specify at least one metadata_field"
+            raise invalid_argument(text)
         for name in request.metadata_field:
             if name != _SIGNATURE_DEF:
                 raise invalid_argument(f"Metadata field {name} is not supported")
@@ -104,10 +103,8 @@ class Handlers:
         found = {}
         for name in self._models.available():
             with contextlib.suppress(StatusError), self._models.lease(name) as servable:
-                inputs = {
-                    key: list(signature.inputs) for key, signature in servable.signatures.items()
-                }
-                found[name] = Served(servable.version, inputs)
+                signatures = servable.signatures.items()
+                found[name] = Served(servable.version, {k: list(s.inputs) for k, s in signatures})
         return found
 
     def reload(self, request: Any, seconds: float | None) -> Any:

@@ -212,33 +212,26 @@ class Models:
             self._models.setdefault(name, _Model(settings)).settings = settings
 
     def _await_new(self, models: Mapping[str, _Model], deadline: float) -> None:
-        def waiting() -> list[str]:
-            return [
-                name
-                for name, model in models.items()
-                if not model.aspired or model.pending(model.aspired)
-            ]
+        def late() -> list[str]:
+            return [n for n, m in models.items() if not m.aspired or m.pending(m.aspired)]
 
-        self._changed.wait_for(
-            lambda: not waiting() or self._stopping.is_set(), deadline - time.monotonic()
-        )
-        if late := waiting():
+        left = deadline - time.monotonic()
+        self._changed.wait_for(lambda: not late() or self._stopping.is_set(), left)
+        if late():
             raise StatusError(
                 Code.DEADLINE_EXCEEDED,
-                f"{', '.join(late)} did not become available in time; check that base_path "
+                f"{', '.join(late())} did not become available in time; check that base_path "
                 "exists and holds a numbered SavedModel",
             )
-        errors = {
-            f"{{{{name: {name} version: {number}}} due to error: {error}}}, ": name
+        failed = {
+            name: f"{{{{name: {name} version: {number}}} due to error: {error}}}, "
             for name, model in models.items()
             for number in model.aspired
             if (error := model.versions[number].error) is not None
         }
-        if errors:
-            count = len(set(errors.values()))
-            raise StatusError(
-                Code.UNKNOWN, f"{count} model(s) did not become available: {''.join(errors)}"
-            )
+        if failed:
+            what = f"{len(failed)} model(s) did not become available: {''.join(failed.values())}"
+            raise StatusError(Code.UNKNOWN, what)
 
     # Waiting.
 

@@ -103,9 +103,8 @@ class RestApi:
         with self._handlers.lease(spec) as servable:
             signature = servable.signatures.get(key)
             if signature is None or not signature.inputs:
-                raise invalid_argument(
-                    f'Serving signature name: "{key}" not found in signature def'
-                )
+                text = f'Serving signature name: "{key}" not found in signature def'
+                raise invalid_argument(text)
             types = {alias: info.dtype for alias, info in signature.inputs.items()}
             inputs, by_row = json_form.to_inputs(document, types)
             aliases = signature.output_aliases
