@@ -10,7 +10,7 @@ neither TensorFlow nor TFX.
 
 from __future__ import annotations
 
-import collections
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -316,15 +316,9 @@ class ReconstructionClient:
         transport: Transport | None = None,
     ) -> Iterator[Mapping[str, Array]]:
         """Calls a signature for each batch, several under way, answers in order."""
-        sent: collections.deque[Mapping[str, Array]] = collections.deque()
-
-        def noted() -> Iterator[Mapping[str, Array]]:
-            for batch in batches:
-                sent.append(batch)
-                yield batch
-
-        for answer in (transport or self._transport).predict_many(signature, noted(), outputs):
-            batch = sent.popleft()
+        sent, batches = itertools.tee(batches)
+        answers = (transport or self._transport).predict_many(signature, batches, outputs)
+        for answer, batch in zip(answers, sent):
             if self._sampler is not None:
                 self._sampler.offer(signature, batch)
             yield answer
