@@ -11,13 +11,14 @@ signature           inputs                        outputs
 ==================  ============================  ======================================
 ``serving_default`` ``examples`` string [n]       ``reconstruction``,
                     (tf.Example with ``image``)   ``reconstruction_error``, ``code``,
-                                                  ``is_anomaly``
+                                                  ``anomaly_score``, ``is_anomaly``
 ``reconstruct``     ``images`` uint8 [n,28,28]    as ``serving_default``
 ``encode``          ``images`` uint8 [n,28,28]    ``code`` float [n,d]
 ``decode``          ``code`` float [n,d] (and     ``reconstruction`` float [n,28,28]
                     ``label`` int64 [n] where
                     the decoder needs a digit)
 ``score``           ``images`` uint8 [n,28,28]    ``reconstruction_error`` float [n],
+                                                  ``anomaly_score`` float [n],
                                                   ``is_anomaly`` bool [n]
 ``generate``        ``seed`` int64 [n]            ``images`` float [n,28,28]
 ``classify``        ``images`` uint8 [n,28,28]    ``probabilities`` float [n,10],
@@ -27,8 +28,10 @@ signature           inputs                        outputs
 
 Images in are grey levels 0 to 255, bright ink on dark ground as in MNIST.
 Images out are grey levels in [0, 1]. ``reconstruction_error`` is the mean
-squared error per pixel, on that scale. ``generate`` and ``classify`` exist
-only where the model can do it.
+squared error per pixel, on that scale. ``anomaly_score`` is the higher, the
+stranger code, error and sharpness are together; above the metadata's threshold
+it ``is_anomaly``. Models of earlier releases lack it. ``generate`` and
+``classify`` exist only where the model can do it.
 """
 
 IMAGE_HEIGHT = 28
@@ -58,6 +61,7 @@ LABEL = "label"
 # Outputs.
 RECONSTRUCTION = "reconstruction"
 RECONSTRUCTION_ERROR = "reconstruction_error"
+ANOMALY_SCORE = "anomaly_score"
 IS_ANOMALY = "is_anomaly"
 PROBABILITIES = "probabilities"
 MSE = "mse"

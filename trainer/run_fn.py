@@ -24,21 +24,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from serving import quiet
 from serving.errors import Error
-from trainer import data, monitoring, processes, signatures, strategy, warm_start
+from trainer import anomaly_score, data, monitoring, processes, signatures, strategy, warm_start
 from trainer.checkpoint import Checkpointer
 from trainer.job import CustomConfig, TrainingJob
 from trainer.models import build_model
-from trainer.models.base import Autoencoder, per_image_mse
+from trainer.models.base import Autoencoder
 from trainer.models.keras_api import keras
 
 _logger = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
+# Images that are encoded at once for the anomaly score.
+_FITTED_BATCH = 1_000
 # What TensorFlow raises where another worker died, hangs or was started anew.
 _LOST = (
     tf.errors.AbortedError,
@@ -240,8 +241,19 @@ def _export(job: TrainingJob, prepared: _Prepared) -> dict[str, Any]:
     strategy.set_precision(False)
     model = build_model(job.model.name, job.model.hyperparameters, seed=options.seed)
     model.set_weights(prepared.model.get_weights())
-    threshold = anomaly_threshold(
-        model, prepared.validation, prepared.preprocess, options.anomaly_quantile
+    batch_size = min(_FITTED_BATCH, prepared.count)
+    training = prepared.batches(
+        batch_size=batch_size,
+        seed=options.seed,
+        first_epoch=0,
+        epochs=1,
+        context=tf.distribute.InputContext(),
+    )
+    score = anomaly_score.fit(
+        model, training.take(anomaly_score.SAMPLE // batch_size), seed=options.seed
+    )
+    threshold = anomaly_score.threshold(
+        score, model, prepared.validation, prepared.preprocess, options.anomaly_quantile
     )
     facts = {
         **job.facts,
@@ -251,7 +263,7 @@ def _export(job: TrainingJob, prepared: _Prepared) -> dict[str, Any]:
     }
     if job.base_model:
         facts["warm_start"] = {"model": job.base_model, "restored": prepared.restored}
-    served = signatures.ServedAutoencoder(model, prepared.preprocess, threshold)
+    served = signatures.ServedAutoencoder(model, prepared.preprocess, score, threshold)
     signatures.export(served, job.model.spec, job.model_dir, facts=facts)
     warm_start.save(model, job.model.name, job.model_dir)
     return {"anomaly_threshold": threshold, **facts}
@@ -276,16 +288,6 @@ def history(job: TrainingJob) -> list[dict[str, float]]:
     """The logs of every epoch of a training that is done."""
     with tf.io.gfile.GFile(os.path.join(job.log_dir, TRAINING_FILE)) as f:
         return json.load(f)["history"]
-
-
-def anomaly_threshold(
-    model: Autoencoder, validation: data.Examples, preprocess: data.Preprocessor, quantile: float
-) -> float:
-    """The ``quantile`` of the reconstruction errors of held-out training images."""
-    error = tf.function(lambda images: per_image_mse(images, model(images)), autograph=False)
-    batches = data.evaluation_batches(validation, preprocess)
-    errors = np.concatenate([error(images).numpy() for images, _ in batches])
-    return float(np.quantile(errors, quantile))
 
 
 def main(argv: Sequence[str]) -> None:

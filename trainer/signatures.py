@@ -11,6 +11,7 @@ import tensorflow as tf
 from components import features
 from components.preprocessing import scale_pixels
 from serving import contract
+from trainer.anomaly_score import AnomalyScore
 from trainer.data import Preprocessor
 from trainer.models.base import Autoencoder, per_image_bce, per_image_mse
 from trainer.models.catalogue import Ability, ModelSpec
@@ -21,14 +22,17 @@ _INTS = tf.TensorSpec([None], tf.int64)
 
 
 class ServedAutoencoder(tf.Module):
-    """A trained autoencoder with Transform's graph and an anomaly threshold.
+    """A trained autoencoder with Transform's graph, an anomaly score and its threshold.
 
     Attributes:
-      threshold: Images whose reconstruction error is above it are anomalies.
+      threshold: Images whose score is above it are anomalies.
     """
 
-    def __init__(self, model: Autoencoder, preprocess: Preprocessor, threshold: float):
+    def __init__(
+        self, model: Autoencoder, preprocess: Preprocessor, score: AnomalyScore, threshold: float
+    ):
         super().__init__()
+        self._anomaly_score = score
         # Held by a function, which is not tracked: Keras would trace every layer
         # once more to save it as a Keras model. The signatures and the variables
         # that they read are all that a server needs.
@@ -85,11 +89,14 @@ class ServedAutoencoder(tf.Module):
     def _outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         reconstruction = self.model(images)
         error = per_image_mse(images, reconstruction)
+        code = tf.cast(self.model.encode(images), tf.float32)
+        score = self._anomaly_score(images, code, error)
         return {
             contract.RECONSTRUCTION: reconstruction,
             contract.RECONSTRUCTION_ERROR: error,
-            contract.IS_ANOMALY: error > self.threshold,
-            contract.CODE: tf.cast(self.model.encode(images), tf.float32),
+            contract.ANOMALY_SCORE: score,
+            contract.IS_ANOMALY: score > self.threshold,
+            contract.CODE: code,
         }
 
     def _serve_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -103,7 +110,8 @@ class ServedAutoencoder(tf.Module):
 
     def _score(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = self._outputs(scale_pixels(images))
-        return {key: outputs[key] for key in (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)}
+        keys = (contract.RECONSTRUCTION_ERROR, contract.ANOMALY_SCORE, contract.IS_ANOMALY)
+        return {key: outputs[key] for key in keys}
 
     def _evaluate(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         images = self._images_of(examples)

@@ -1,15 +1,19 @@
-"""How well the reconstruction error tells strange images from normal ones.
+"""How well the anomaly score tells strange images from normal ones.
 
 A one-class model is asked for the digits that it never saw. For the others,
-which saw all digits, images are corrupted as scanners and senders do it.
+which saw all digits, images are corrupted as scanners and senders do it, or
+show letters. No training sees any of these kinds.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -20,6 +24,12 @@ _NOISE_STDDEV = 0.25
 _BLUR_PIXELS = 1.5
 _SHIFT = 6
 _PATCH = 10
+# Fonts that come with Matplotlib. Letters that look like a digit are left out.
+_FONTS = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique"),
+    *("DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic"),
+)
+_LETTERS = tuple("ΓΔΘΛΞΠΣΦΨΩαβγδεζηθκλμξπρσφχψω")
 
 
 def _invert(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -56,13 +66,41 @@ def _shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved
 
 
-# What each does to images uint8 [n, 28, 28].
+def _letters(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.stack([_letter(rng) for _ in images])
+
+
+def _letter(rng: np.random.Generator) -> np.ndarray:
+    """A printed letter, slightly turned, in 20 pixels centred by mass, as digits are."""
+    font = ImageFont.truetype(_font_file(rng.choice(_FONTS)), 80)
+    canvas = Image.new("L", (160, 160))
+    ImageDraw.Draw(canvas).text((80, 80), rng.choice(_LETTERS), fill=255, font=font, anchor="mm")
+    canvas = canvas.rotate(8 * rng.normal(), Image.Resampling.BILINEAR)
+    canvas = canvas.crop(canvas.getbbox())
+    canvas.thumbnail((20, 20), Image.Resampling.LANCZOS)
+    letter = np.asarray(canvas)
+    image = np.zeros((28, 28), np.uint8)
+    middle = ndimage.center_of_mass(letter)
+    y, x = (int(np.clip(round(13.5 - m), 0, 28 - side)) for m, side in zip(middle, letter.shape))
+    image[y : y + letter.shape[0], x : x + letter.shape[1]] = letter
+    return image
+
+
+@functools.cache
+def _font_file(name: str) -> str:
+    import matplotlib
+
+    return os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+
+
+# What each makes of images uint8 [n, 28, 28].
 KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "inversion": _invert,
     "blur": _blur,
     "noise": _noise,
     "occlusion": _occlude,
     "shift": _shift,
+    "letters": _letters,
 }
 
 EXPLANATIONS = {
@@ -71,6 +109,7 @@ EXPLANATIONS = {
     "noise": f"normal noise of deviation {_NOISE_STDDEV}, clipped",
     "occlusion": f"a black square of {_PATCH} pixels in the middle",
     "shift": f"moved by {_SHIFT} pixels along both axes",
+    "letters": "printed Greek letters in six fonts, none that is like a digit",
 }
 
 
@@ -104,8 +143,8 @@ def on_held_out(
     """The separation by a one-class model: of its own digits from those it never saw.
 
     Args:
-      normal: Errors of its own digits' eval images, float [n].
-      strange: Errors of the others', float [m].
+      normal: Scores of its own digits' eval images, float [n].
+      strange: Scores of the others', float [m].
       strange_labels: Their digits, int64 [m].
 
     Returns:
@@ -131,8 +170,8 @@ def on_corruptions(
 
     Args:
       images: Normal ones, uint8 [n, 28, 28].
-      normal: Their errors, float [n].
-      score: Gives the errors of other images.
+      normal: Their scores, float [n].
+      score: Gives the scores of other images.
 
     Returns:
       ``auroc`` and ``aupr``, means over the kinds, which are in ``by_kind``.

@@ -33,7 +33,7 @@ METRICS_FILE = "code_metrics.json"
 
 # What is kept of an image that can be found, and of one that is looked into.
 _INDEXED = (contract.CODE,)
-_EXAMINED = (contract.CODE, contract.RECONSTRUCTION_ERROR)
+_EXAMINED = (contract.CODE, contract.RECONSTRUCTION_ERROR, contract.ANOMALY_SCORE)
 _ANOMALY_IMAGES = 2_000
 INDEXED_COLUMNS = (features.IMAGE, features.LABEL, *_INDEXED)
 EXAMINED_COLUMNS = (features.IMAGE, features.LABEL, *_EXAMINED)
@@ -44,8 +44,8 @@ class ImageIndexArtifact(Artifact):
     """A folder a split (``Split-train``, ...) of Parquet files, rows in the examples' order.
 
     Columns: ``image`` (784 bytes), ``label`` (null where unknown), ``code``, and in
-    all splits but ``train`` ``reconstruction_error`` and, where the model
-    classifies, ``predicted_label``.
+    all splits but ``train`` ``reconstruction_error``, ``anomaly_score`` and, where the
+    model classifies, ``predicted_label``.
     """
 
     TYPE_NAME = "ImageIndex"
@@ -189,15 +189,15 @@ def _search(index_uri: str, mean: np.ndarray, components: np.ndarray) -> dict[st
 
 
 def _anomaly(index_uri: str, model_path: str) -> dict[str, Any]:
-    error = contract.RECONSTRUCTION_ERROR
-    held_out = read_split(index_uri, features.HELD_OUT_SPLIT, features.LABEL, error)
+    score = contract.ANOMALY_SCORE
+    held_out = read_split(index_uri, features.HELD_OUT_SPLIT, features.LABEL, score)
     if held_out:
-        errors = read_split(index_uri, features.EVAL_SPLIT, error)[error]
-        return anomalies.on_held_out(errors, held_out[error], held_out[features.LABEL])
-    predict = Predictor(model_path, (contract.RECONSTRUCTION_ERROR,))
-    normal = read_sample(index_uri, features.EVAL_SPLIT, (features.IMAGE, error), _ANOMALY_IMAGES)
+        scores = read_split(index_uri, features.EVAL_SPLIT, score)[score]
+        return anomalies.on_held_out(scores, held_out[score], held_out[features.LABEL])
+    predict = Predictor(model_path, (score,))
+    normal = read_sample(index_uri, features.EVAL_SPLIT, (features.IMAGE, score), _ANOMALY_IMAGES)
     return anomalies.on_corruptions(
-        normal[features.IMAGE], normal[error], lambda images: predict(images)[error]
+        normal[features.IMAGE], normal[score], lambda images: predict(images)[score]
     )
 
 

@@ -153,23 +153,30 @@ def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
     return drawn[0]
 
 
-def error_histogram(
-    errors: np.ndarray, threshold: float, strange: np.ndarray | None, strange_name: str
+def score_histogram(
+    scores: np.ndarray, threshold: float, strange: np.ndarray | None, strange_name: str
 ) -> Chart:
-    """How the errors of normal images [n] and of ``strange`` ones [m] lie about the threshold."""
-    everything = errors if strange is None else np.concatenate([errors, strange])
-    edges = np.linspace(0, max(np.quantile(everything, 0.999), threshold * 1.1), 50)
+    """How the scores of normal images and of anomalies lie about the threshold.
+
+    Args:
+      scores: Anomaly scores of normal images, float [n].
+      strange: Those of anomalies, float [m], or None.
+    """
+    # Anomalies have no upper bound: what is far beyond the threshold is drawn at the edge.
+    low = min(scores.min(), threshold)
+    edges = np.linspace(low, threshold + (threshold - low) + 1e-6, 50)
     with _axes() as (axes, drawn):
 
         def histogram(values: np.ndarray, label: str, **style: Any) -> None:
-            axes.hist(np.clip(values, 0, edges[-1]), edges, label=label, density=True, **style)
+            values = np.clip(values, *edges[[0, -1]])
+            axes.hist(values, edges, label=label, density=True, **style)
 
-        histogram(errors, "eval images", color=FIRST, alpha=0.85)
+        histogram(scores, "eval images", color=FIRST, alpha=0.85)
         if strange is not None:
             line = {"histtype": "step", "linewidth": 1.8, "linestyle": "--"}
             histogram(strange, strange_name, color=SECOND, **line)
-        axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.4f}")
-        axes.set_xlabel("reconstruction error (MSE)")
+        axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.2f}")
+        axes.set_xlabel("anomaly score")
         axes.set_ylabel("share")
         axes.set_yticks([])
         axes.grid(visible=False)

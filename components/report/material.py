@@ -86,6 +86,11 @@ class Material:
         return self.evaluation[contract.RECONSTRUCTION_ERROR]
 
     @property
+    def anomaly_scores(self) -> np.ndarray:
+        """Anomaly scores of the eval split, float [n]."""
+        return self.evaluation[contract.ANOMALY_SCORE]
+
+    @property
     def codes(self) -> np.ndarray:
         """Codes of the eval split, float [n, d]."""
         return self.evaluation[contract.CODE]

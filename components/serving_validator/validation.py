@@ -256,6 +256,7 @@ def _check(
         contract.RECONSTRUCTION: pictures,
         contract.IMAGES: pictures,
         contract.RECONSTRUCTION_ERROR: (rows,),
+        contract.ANOMALY_SCORE: (rows,),
         contract.IS_ANOMALY: (rows,),
         contract.LABEL: (rows,),
         contract.PROBABILITIES: (rows, contract.NUM_CLASSES),

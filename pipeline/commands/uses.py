@@ -190,8 +190,8 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
 @options.model()
 @option(
     "--outputs NAMES",
-    "comma-separated: code, reconstruction, reconstruction_error, is_anomaly, "
-    "predicted_label, probabilities",
+    "comma-separated: code, reconstruction, reconstruction_error, anomaly_score, "
+    "is_anomaly, predicted_label, probabilities",
     show_default="code,reconstruction_error,is_anomaly",
 )
 @option(

@@ -16,7 +16,7 @@ import json
 import os
 import typing
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -40,12 +40,13 @@ OUTPUTS = {
     contract.CODE: contract.CODE,
     contract.RECONSTRUCTION: contract.RECONSTRUCTION,
     contract.RECONSTRUCTION_ERROR: contract.RECONSTRUCTION_ERROR,
+    contract.ANOMALY_SCORE: contract.ANOMALY_SCORE,
     contract.IS_ANOMALY: contract.IS_ANOMALY,
     PREDICTED: contract.LABEL,
     contract.PROBABILITIES: contract.PROBABILITIES,
 }
 _CLASSIFIED = (PREDICTED, contract.PROBABILITIES)
-_SCORED = (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY)
+_SCORED = (contract.RECONSTRUCTION_ERROR, contract.ANOMALY_SCORE, contract.IS_ANOMALY)
 
 # Images a call of the model: enough to keep a small one busy, few enough for the
 # maps of a convolution.
@@ -106,7 +107,7 @@ class Predictor:
         """
         self.outputs = tuple(outputs)
         signatures = load_model(path).signatures
-        available = available_outputs(list(signatures))
+        available = available_outputs(signatures)
         missing = [name for name in outputs if name not in available]
         if missing:
             raise ValueError(
@@ -138,10 +139,15 @@ def load_model(path: str) -> Any:
     return tf.saved_model.load(path)
 
 
-def available_outputs(signatures: Iterable[str]) -> list[str]:
-    """The outputs of a model with these signatures."""
-    classifies = contract.CLASSIFY in signatures
-    return [name for name in OUTPUTS if classifies or name not in _CLASSIFIED]
+def available_outputs(signatures: Mapping[str, Any]) -> list[str]:
+    """The columns that a model with these signatures can fill."""
+    given = {
+        key
+        for name in (contract.RECONSTRUCT, contract.CLASSIFY)
+        if name in signatures
+        for key in signatures[name].structured_outputs
+    }
+    return [name for name, key in OUTPUTS.items() if key in given]
 
 
 def read_metadata(model_path: str) -> dict[str, Any]:

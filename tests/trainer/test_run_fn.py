@@ -1,5 +1,6 @@
 """Whole trainings: resumed, repeated, distributed, exported."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from serving import contract
 from trainer import checkpoint, data, monitoring, run_fn
 from trainer.job import TrainingOptions
 from trainer.models import get_model_spec
@@ -106,6 +108,20 @@ def test_the_best_weights_are_exported_and_patience_ends_the_training(make_job):
     assert len(losses) < 40
     assert np.argmin(losses) == len(losses) - 4
     assert losses[-1] > min(losses)
+
+
+def test_alarms_are_as_frequent_as_stated_on_what_was_held_out(make_job):
+    job = make_job("simple", epochs=2, anomaly_quantile=0.9)
+    run_fn.train(job)
+    score = tf.saved_model.load(job.model_dir).signatures["score"]
+    _, held_out = data.split_validation(data.read_examples(job.train_files), 0.05, seed=0)
+    images = held_out.pixels[held_out.rows].reshape(-1, 28, 28)
+    usual, inverted = score(images=images), score(images=255 - images)
+    assert np.mean(usual["is_anomaly"]) == pytest.approx(0.1, abs=0.01)
+    assert np.all(inverted["is_anomaly"])
+    with open(os.path.join(job.model_dir, contract.METADATA_FILE)) as f:
+        threshold = json.load(f)["anomaly_threshold"]
+    np.testing.assert_array_equal(usual["is_anomaly"], usual["anomaly_score"] > threshold)
 
 
 def test_a_divergence_is_said_and_nothing_is_exported(make_job, monkeypatch):

@@ -162,13 +162,13 @@ _GENERATIVE = (*_BASIC, Ability.GENERATE)
 _ENTRIES = (
     ModelSpec(
         name="best",
-        summary="C16/2-C32/2-256-32 linear-256-1568-C64-C4, depth to space, BCE, Muon",
+        summary="8 x 8 squares to 32 maps, 256-32 linear-256, maps to squares, BCE to MSE, Muon",
         source=OWN,
         paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
         hyperparameters=hps.BestHyperparameters(),
-        training=TrainingDefaults(epochs=13, batch_size=512, learning_rate=0.025, xla=False),
+        training=TrainingDefaults(epochs=14, batch_size=256, learning_rate=0.03),
         implementation="trainer.models.best:Best",
-        parameters=828_804,
+        parameters=829_664,
         max_mse=0.02,
         search_space={"hidden": ((128,), (256,), (384,)), "code_size": (16, 32, 64)},
     ),

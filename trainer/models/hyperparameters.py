@@ -312,15 +312,18 @@ class StackedHyperparameters(SizedCode):
 
 
 class BestHyperparameters(SizedCode):
-    """Two strided convolutions, dense layers, and back.
+    """Dense layers on squares of pixels and over all of them, and back.
 
     Attributes:
       code_size: Floats in a code.
-      filters: Filters of the two convolutions, at 14 x 14 and 7 x 7.
+      filters: Widths between pixels and maps, in the decoder, and of the 7 x 7 maps.
       hidden: Widths of the dense layers between maps and code.
       activation: Activation of all layers but code and output.
+      distortion: How much training images are turned, scaled and moved; 1 is up to a
+        fifth and two pixels.
     """
 
-    filters: Annotated[ListOf[PositiveInt], Len(2, 2)] = (16, 32)
+    filters: Annotated[ListOf[PositiveInt], Len(2, 2)] = (64, 32)
     hidden: ListOf[PositiveInt] = (256,)
     activation: Activation = "silu"
+    distortion: NonNegative = 0.6

@@ -24,14 +24,21 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 def orthogonalize(matrix: tf.Tensor) -> tf.Tensor:
-    """The matrix with its singular values moved near 1: float [a, b] to [a, b]."""
+    """The matrix with its singular values moved near 1: float [a, b] to [a, b].
+
+    The steps are polynomials of the matrix's own Gram matrix, so their product is
+    taken there, on the shorter side: half the work for a matrix that is long.
+    """
     rows, columns = matrix.shape
-    wide = tf.transpose(matrix) if rows > columns else matrix
-    wide /= tf.norm(wide) + 1e-7
+    tall = rows > columns
+    matrix /= tf.norm(matrix) + 1e-7
+    gram = tf.matmul(matrix, matrix, transpose_a=tall, transpose_b=not tall)
+    product = identity = tf.eye(min(rows, columns), dtype=matrix.dtype)
     for a, b, c in _STEPS:
-        square = tf.matmul(wide, wide, transpose_b=True)
-        wide = a * wide + tf.matmul(b * square + c * tf.matmul(square, square), wide)
-    return tf.transpose(wide) if rows > columns else wide
+        factor = a * identity + b * gram + c * tf.matmul(gram, gram)
+        product = tf.matmul(factor, product)
+        gram = tf.matmul(tf.matmul(factor, gram), factor)
+    return tf.matmul(matrix, product) if tall else tf.matmul(product, matrix)
 
 
 class Muon(keras.optimizers.Optimizer):

@@ -7,50 +7,14 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.models.adversarial import Adversarial, adversarial_loss
-from trainer.models.base import IMAGE_SHAPE, PIXELS
+from trainer.models.base import PIXELS
 from trainer.models.generative import DIGITS, digits_of_seeds, normal_of_seeds
 from trainer.models.hyperparameters import SemiSupervisedAaeHyperparameters
+from trainer.models.layers import distort_images
 
 _LABELLED_STREAM, _DISTORTED_STREAM, _DIGIT_STREAM = 2, 3, 4
 # A prediction is taken for a label above this probability (FixMatch, Sohn et al. 2020).
 _CONFIDENT = 0.95
-_MAX_STRETCH, _MAX_SHIFT = 0.2, 2.0
-
-
-def distort_images(images: tf.Tensor, seed: tf.Tensor, amount: float) -> tf.Tensor:
-    """Turns, scales, shears and moves each image at random, about its middle.
-
-    Args:
-      images: Float [n, 28, 28].
-      seed: int64 [2].
-      amount: 1 changes each entry of the 2 x 2 matrix by up to .2 and moves by up
-        to two pixels each way; 0 changes nothing.
-
-    Returns:
-      Float [n, 28, 28], interpolated; black comes in at the borders.
-    """
-    if not amount:
-        return images
-    count, side = tf.shape(images)[0], IMAGE_SHAPE[0]
-    draws = tf.random.stateless_uniform((count, 2, 3), seed, minval=-amount, maxval=amount)
-    matrices = tf.eye(2) + _MAX_STRETCH * draws[:, :, :2]
-    axis = tf.range(side, dtype=tf.float32) - (side - 1) / 2
-    grid = tf.reshape(tf.stack(tf.meshgrid(axis, axis, indexing="ij"), axis=-1), (-1, 2))
-    # Where each pixel of the result comes from, in coordinates of the padded image.
-    places = tf.einsum("nij,pj->npi", matrices, grid) + _MAX_SHIFT * draws[:, tf.newaxis, :, 2]
-    places = tf.clip_by_value(places + (side - 1) / 2, -1.0, float(side)) + 1.0
-    flat = tf.reshape(tf.pad(images, ((0, 0), (1, 2), (1, 2))), (count, (side + 3) ** 2))
-    corners = tf.floor(places)
-    fractions = places - corners
-    result = tf.zeros((count, side * side))
-    for down in (0, 1):
-        for right in (0, 1):
-            index = (corners[..., 0] + down) * (side + 3) + corners[..., 1] + right
-            rows = fractions[..., 0] if down else 1 - fractions[..., 0]
-            columns = fractions[..., 1] if right else 1 - fractions[..., 1]
-            corner = tf.gather(flat, tf.cast(index, tf.int32), batch_dims=1)
-            result += rows * columns * corner
-    return tf.reshape(result, (count, side, side))
 
 
 def classification_terms(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""What the reconstruction error tells of strange images."""
+"""What the anomaly score tells of strange images."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from serving import contract
 
 
 def errors(material: Material) -> Section:
-    """The histogram of errors, with the threshold."""
+    """The histogram of anomaly scores, with the threshold."""
     threshold = material.summary["anomaly_threshold"]
-    above = np.mean(material.errors > threshold)
+    above = np.mean(material.anomaly_scores > threshold)
     caption = f"{above:.1%} of the eval images are above the threshold."
     strange = None
     if material.held_out:
-        strange = material.held_out[contract.RECONSTRUCTION_ERROR]
+        strange = material.held_out[contract.ANOMALY_SCORE]
         caption += (
             f" Of the digits that it never saw, {np.mean(strange > threshold):.1%} are above it."
         )
-    chart = charts.error_histogram(material.errors, threshold, strange, "digits never seen")
+    chart = charts.score_histogram(material.anomaly_scores, threshold, strange, "digits never seen")
     quantile = material.training.get("training", {}).get("anomaly_quantile")
-    how = f" It is the {quantile:.0%} quantile of the validation errors." if quantile else ""
+    how = f" It is the {quantile:.0%} quantile of the held-out images' scores." if quantile else ""
     return Section(
         "errors",
-        "Reconstruction errors",
-        f"An image whose error is above {threshold:.5f} counts as an anomaly.{how}",
+        "Anomaly scores",
+        "How strange code, reconstruction error and sharpness are together. An image whose score "
+        f"is above {threshold:.2f} counts as an anomaly.{how}",
         [Figure("errors", chart, caption)],
     )
 
@@ -44,7 +45,7 @@ def anomaly_detection(material: Material) -> Section:
         over = "over all"
         names = {kind: f"digit {kind}" for kind in found["by_kind"]}
     else:
-        together, against = "mean", "corrupted images"
+        together, against = "mean", "corrupted images and letters"
         over = "for each kind"
         names = {kind: f"{kind}: {anomalies.EXPLANATIONS[kind]}" for kind in found["by_kind"]}
 
@@ -60,7 +61,7 @@ def anomaly_detection(material: Material) -> Section:
     return Section(
         "anomalies",
         "Anomaly detection",
-        "How well the reconstruction error tells strange images from normal ones.",
+        "How well the anomaly score tells strange images from normal ones.",
         [_strange_examples(material), table],
     )
 
@@ -77,7 +78,7 @@ def _strange_examples(material: Material) -> Strips:
         normal = material.images[material.sample(seed=2)[:2]]
         strange = np.concatenate([anomalies.corrupt(normal, kind) for kind in anomalies.KINDS])
         header, span = list(anomalies.KINDS), 2
-        caption = "Corrupted images, two of each kind, and what the model makes of them."
+        caption = "Strange images, two of each kind, and what the model makes of them."
     shown, scores = material.reconstruct(strange)
     caption += f" Errors of {scores.min():.3f} to {scores.max():.3f}."
     strips = [("anomaly", strange), ("reconstruction", shown)]

@@ -42,10 +42,8 @@ def index(tmp_path: pathlib.Path) -> pathlib.Path:
     errors = np.linspace(0.01, 0.02, len(DIGITS))
     predicted = np.where(DIGITS == 9, 4, DIGITS)
     write_split(tmp_path, "train", DIGITS, ONE_HOT)
-    write_split(
-        tmp_path, "eval", DIGITS, ONE_HOT, reconstruction_error=errors, predicted_label=predicted
-    )
-    write_split(tmp_path, "held_out", DIGITS, ONE_HOT, reconstruction_error=errors + 0.5)
+    write_split(tmp_path, "eval", DIGITS, ONE_HOT, anomaly_score=errors, predicted_label=predicted)
+    write_split(tmp_path, "held_out", DIGITS, ONE_HOT, anomaly_score=errors + 0.5)
     return tmp_path
 
 
@@ -73,7 +71,7 @@ def test_units_that_never_change_are_not_active(tmp_path: pathlib.Path) -> None:
     errors = np.full(len(DIGITS), 0.1)
     write_split(tmp_path, "train", DIGITS, codes)
     for split in ("eval", "held_out"):
-        write_split(tmp_path, split, DIGITS, codes, reconstruction_error=errors)
+        write_split(tmp_path, split, DIGITS, codes, anomaly_score=errors)
     found = measure(tmp_path)
     assert found["code"]["active_units"] == 10 and found["code"]["size"] == 20
     assert found["classification"] is None
@@ -86,7 +84,7 @@ def test_without_different_labels_search_cannot_be_measured(
     errors = np.full(len(labels), 0.1)
     write_split(tmp_path, "train", labels, ONE_HOT)
     for split in ("eval", "held_out"):
-        write_split(tmp_path, split, labels, ONE_HOT, reconstruction_error=errors)
+        write_split(tmp_path, split, labels, ONE_HOT, anomaly_score=errors)
     assert measure(tmp_path)["search"] is None
 
 
@@ -118,7 +116,7 @@ def test_four_times_the_images_are_measured_in_the_same_memory(tmp_path: pathlib
         for i in range(1, times):
             (part.parent / f"part-{i}.parquet").hardlink_to(part)
         for split in ("eval", "held_out"):
-            write_split(index, split, DIGITS, ONE_HOT, reconstruction_error=errors)
+            write_split(index, split, DIGITS, ONE_HOT, anomaly_score=errors)
         tracemalloc.start()
         found = measure(index)
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -28,6 +28,7 @@ def material(count, code, labels=None):
         "label": np.full(count, -1) if labels is None else labels,
         "code": np.asarray(code, np.float32),
         "reconstruction_error": np.square(images / 255.0).mean(axis=(1, 2)),
+        "anomaly_score": np.zeros(count),
     }
     losses = {"mse": 0.1, "bce": 0.5, "example_count": float(count)}
     kinds = {kind: {"auroc": 0.5, "aupr": 0.5} for kind in anomalies.KINDS}

@@ -11,7 +11,7 @@ from trainer.models import hyperparameters as hps
 from trainer.models.catalogue import Ability, TrainingDefaults
 from trainer.models.generative import digits_of_seeds, normal_of_seeds
 from trainer.models.keras_api import keras
-from trainer.models.semi_supervised import distort_images
+from trainer.models.layers import distort_images
 from trainer.models.variational import Variational
 
 # Test MSE after some seconds of training. The mean image has .0675, black .114.
