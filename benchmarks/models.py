@@ -268,8 +268,9 @@ def train(
             with clock.stopped():
                 figures[epoch + 1] = evaluate(model, mnist)
 
+    batch_size = training.batch_for(len(mnist.train))
     for phase in model.phases(training.epochs):
-        steps = steps_per_epoch(len(mnist.train), training.batch_size, 1)
+        steps = steps_per_epoch(len(mnist.train), batch_size, 1)
         with clock:
             model.begin_phase(phase)
             model.configure(
@@ -279,7 +280,7 @@ def train(
             )
             callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=measure)] if phase.main else []
             model.fit(
-                training_data(model, mnist.train, training.batch_size, phase.epochs),
+                training_data(model, mnist.train, batch_size, phase.epochs),
                 epochs=phase.epochs,
                 steps_per_epoch=steps,
                 callbacks=callbacks,

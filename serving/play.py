@@ -26,6 +26,7 @@ from serving.standin.status import StatusError
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
+    from serving.uses.neighbours import HalfWhitening
 
 # Given a model's name and a version: the Parquet files of its image index, none where it has none.
 IndexOf = Callable[[str, int], Sequence[str]]
@@ -94,10 +95,11 @@ class Page:
 
         name, code = asked.get("model"), _code(asked.get("code"))
         served = self._describe().get(name) if isinstance(name, str) else None
-        index = self._index(name, served.version) if served else None
-        if index is None or code.shape != index[contract.CODE].shape[1:]:
+        found = self._index(name, served.version) if served else None
+        if found is None or code.shape != found[0][contract.CODE].shape[1:]:
             return None
-        rows, distances = nearest(index[contract.CODE], code[np.newaxis], _NEIGHBOURS)
+        index, whiten, codes = found
+        rows, distances = nearest(codes, whiten(code[np.newaxis]), _NEIGHBOURS)
         return [
             {
                 "image": index[IMAGE][row].ravel().tolist(),
@@ -107,11 +109,19 @@ class Page:
             for row, distance in zip(rows[0], distances[0])
         ]
 
-    def _read_index(self, name: str, version: int) -> dict[str, np.ndarray] | None:
+    def _read_index(
+        self, name: str, version: int
+    ) -> tuple[dict[str, np.ndarray], HalfWhitening, np.ndarray] | None:
+        """An index, how its codes are compared, and its codes made ready for that."""
         from serving.uses.columns import IMAGE, LABEL, read_columns
+        from serving.uses.neighbours import HalfWhitening
 
         paths = self._index_of(name, version)
-        return read_columns(paths, (IMAGE, LABEL, contract.CODE)) if paths else None
+        if not paths:
+            return None
+        index = read_columns(paths, (IMAGE, LABEL, contract.CODE))
+        whiten = HalfWhitening([index[contract.CODE]])
+        return index, whiten, whiten(index[contract.CODE])
 
 
 class Proxy(http.server.ThreadingHTTPServer):

@@ -27,7 +27,7 @@ StrategyName = Literal["auto", "mirrored", "multi_worker", "none"]
 class TrainingOptions(TrainingDefaults):
     """How to train.
 
-    The first four, epochs to XLA, are the model's own where they are not given.
+    The first five, epochs to XLA, are the model's own where they are not given.
 
     Attributes:
       steps_per_execution: Steps a call of the training function.

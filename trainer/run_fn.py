@@ -168,7 +168,7 @@ def _fit(job: TrainingJob, prepared: _Prepared) -> _Fitted:
     replicas = distribution.num_replicas_in_sync
     # A training takes the same steps on any number of replicas: with more images a
     # step it would take fewer, and no learning rate makes up for that (docs/configuration.md).
-    batch_size = max(1, min(options.batch_size, prepared.count) // replicas)
+    batch_size = max(1, options.batch_for(prepared.count) // replicas)
     steps = data.steps_per_epoch(prepared.count, batch_size, replicas)
     phases = model.phases(options.epochs)
     if job.base_model:

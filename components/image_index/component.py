@@ -4,7 +4,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import apache_beam as beam
@@ -179,9 +179,15 @@ def _search(index_uri: str, mean: np.ndarray, components: np.ndarray) -> dict[st
         figures = neighbours.agreement(indexed[found], labels[rows])
         return dict(zip(("precision_at_10", "knn_accuracy"), figures))
 
+    def known_codes() -> Iterator[np.ndarray]:
+        for block in read_blocks(
+            _files(index_uri, features.TRAIN_SPLIT), (features.LABEL, contract.CODE)
+        ):
+            yield block[contract.CODE][block[features.LABEL] != contract.NO_LABEL]
+
     size = min(queries[contract.CODE].shape[1], _MAX_PCA)
     return {
-        **agreement(contract.CODE, lambda codes: codes),
+        **agreement(contract.CODE, neighbours.HalfWhitening(known_codes())),
         "queries": len(rows),
         "indexed": len(indexed),
         "pca": {"components": size, **agreement(features.IMAGE, project)},

@@ -10,7 +10,7 @@ import numpy as np
 from serving import contract
 from serving.client import ReconstructionClient
 from serving.uses.columns import IMAGE, LABEL, read_columns
-from serving.uses.neighbours import nearest
+from serving.uses.neighbours import HalfWhitening, nearest
 
 
 def search(
@@ -27,12 +27,14 @@ def search(
 
     Returns:
       Of each query's hits the ``row`` in the training split, the ``label`` (None where
-      unknown) and the Euclidean ``distance`` between the codes; and their images, uint8
-      [n, k, 28, 28].
+      unknown) and the ``distance`` between the half-whitened codes; and their images,
+      uint8 [n, k, 28, 28].
     """
     indexed = read_columns(index_paths, (IMAGE, LABEL, contract.CODE))
     with ReconstructionClient.from_folder(model_path) as client:
-        found, distances = nearest(indexed[contract.CODE], client.encode(queries), k)
+        whiten = HalfWhitening([indexed[contract.CODE]])
+        codes = whiten(indexed[contract.CODE])
+        found, distances = nearest(codes, whiten(client.encode(queries)), k)
     hits = [
         [
             {

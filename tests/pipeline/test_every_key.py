@@ -42,6 +42,7 @@ WIRED = {
     "trainer.epochs": ("once", 7),
     "trainer.batch_size": ("once", 7),
     "trainer.learning_rate": ("once", 0.7),
+    "trainer.min_steps": ("once", 7),
     "trainer.xla": ("once", True),
     "trainer.steps_per_execution": ("once", 7),
     "trainer.mixed_precision": ("once", True),

@@ -17,7 +17,7 @@ from typing import Any
 import pydantic
 
 from trainer.models import hyperparameters as hps
-from trainer.models.checked_values import PositiveFloat, PositiveInt, Settings
+from trainer.models.checked_values import Count, PositiveFloat, PositiveInt, Settings
 from trainer.models.hyperparameters import Hyperparameters
 
 
@@ -40,6 +40,10 @@ class UnknownModelError(ValueError):
         super().__init__(f"unknown model {name!r}{hint} (known: {', '.join(CATALOGUE)})")
 
 
+# Fewer images say too little of a gradient.
+_LEAST_BATCH = 16
+
+
 class TrainingDefaults(Settings):
     """How a model is trained when the configuration does not say otherwise.
 
@@ -47,6 +51,8 @@ class TrainingDefaults(Settings):
       epochs: Passes over the training split.
       batch_size: Images a step, of all replicas together.
       learning_rate: Learning rate of the model's optimizer.
+      min_steps: Optimizer steps that a training takes at least: where images are
+        few a batch is smaller, so that the same epochs have as many; 0 leaves it.
       xla: Compile the step with XLA: faster for deep dense models,
         slower for shallow ones and three times slower for convolutions, on a CPU
         (measured). On one device only: with several it fails on CPUs, and nobody
@@ -56,7 +62,13 @@ class TrainingDefaults(Settings):
     epochs: PositiveInt = 50
     batch_size: PositiveInt = 256
     learning_rate: PositiveFloat = 1e-3
+    min_steps: Count = 0
     xla: bool = True
+
+    def batch_for(self, images: int) -> int:
+        """Images a step where there are so many to train on."""
+        steps_an_epoch = max(1, -(-self.min_steps // self.epochs))
+        return max(1, min(self.batch_size, images, max(_LEAST_BATCH, images // steps_an_epoch)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +178,7 @@ _ENTRIES = (
         source=OWN,
         paper="Jordan et al. 2024, Muon: an optimizer for hidden layers",
         hyperparameters=hps.BestHyperparameters(),
-        training=TrainingDefaults(epochs=14, batch_size=256, learning_rate=0.03),
+        training=TrainingDefaults(epochs=14, batch_size=256, learning_rate=0.02, min_steps=300),
         implementation="trainer.models.best:Best",
         parameters=829_664,
         max_mse=0.02,

@@ -129,7 +129,10 @@ def code_pictures(codes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.nd
 def search(material: Material) -> Section:
     """Precision of image search, with examples."""
     rows = material.sample(seed=3)
-    found, _ = neighbours.nearest(material.train[contract.CODE], material.codes[rows])
+    whiten = neighbours.HalfWhitening([material.train[contract.CODE]])
+    found, _ = neighbours.nearest(
+        whiten(material.train[contract.CODE]), whiten(material.codes[rows])
+    )
     known = bool(material.digits)
     strips = []
     for row, hits in zip(rows, found):

@@ -10,7 +10,7 @@ import pytest
 
 from trainer.models import CATALOGUE, UnknownModelError, build_model, get_model_spec
 from trainer.models import hyperparameters as hps
-from trainer.models.catalogue import Ability
+from trainer.models.catalogue import Ability, TrainingDefaults
 
 TUTORIALS = (
     "low_level sequential fully_connected conv_mse conv_denoising conv_vae mlp_2d aae "
@@ -94,3 +94,10 @@ def test_search_space_holds_valid_hyperparameters(name: str) -> None:
         for value in values:
             changed = spec.hyperparameters.replaced(**{field: value})
             assert getattr(changed, field) == value
+
+
+@pytest.mark.parametrize("images, batch", [(57_000, 256), (1_000, 100), (100, 16), (7, 7)])
+def test_few_images_come_in_smaller_batches_so_that_epochs_have_their_steps(images, batch):
+    training = TrainingDefaults(epochs=10, batch_size=256, min_steps=100)
+    assert training.batch_for(images) == batch
+    assert TrainingDefaults(epochs=10, batch_size=256).batch_for(images) == min(256, images)
