@@ -32,7 +32,6 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import models_page
-from components import features
 from components.mnist_example_gen import datasets, idx
 from trainer.anomaly_score import fit as fit_anomaly_score
 from trainer.data import (
@@ -207,13 +206,10 @@ def load_mnist(data_dir: str) -> Mnist:
     return Mnist(train, test_images, test_labels)
 
 
-def scale(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def scale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """What the pipeline's Transform does: bytes to images float [n, 28, 28] in [0, 1]."""
-    pixels = tf.cast(tf.io.decode_raw(raw[features.IMAGE], tf.uint8), tf.float32) / 255
-    return {
-        features.IMAGE: tf.reshape(pixels, (-1, *IMAGE_SHAPE)),
-        features.LABEL: raw[features.LABEL],
-    }
+    pixels = tf.cast(tf.io.decode_raw(images, tf.uint8), tf.float32) / 255
+    return tf.reshape(pixels, (-1, *IMAGE_SHAPE)), labels
 
 
 def training_data(
@@ -342,8 +338,7 @@ def throughput(model_name: str, mnist: Mnist, rounds: int = 2) -> dict[str, int]
         model.begin_phase(next(phase for phase in model.phases(1) if phase.main))
         model.configure(training, total_steps=steps, steps_per_execution=steps_per_execution)
     width = batch + models["numpy"].labelled_batch_size
-    raw = {features.IMAGE: mnist.train.images, features.LABEL: mnist.train.labels}
-    images = scale(raw)[features.IMAGE].numpy()[: steps * width]
+    images = scale(mnist.train.images(), mnist.train.labels)[0].numpy()[: steps * width]
     data = training_data(models["trainer"], mnist.train, batch, 1)
     for turn in range(rounds + 1):
         for way, model in models.items():

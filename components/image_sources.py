@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import os
 import re
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from tfx.dsl.io import fileio
 
 from components import features
 from components.errors import DataError
@@ -23,7 +21,6 @@ from serving.uses.shards import CHUNK, SHAPE, Batch, Source
 
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _RECORDS_HINT = "tfrecord"
-_GZIP_MAGIC = b"\x1f\x8b"
 _IDX_MAGIC = b"\x00\x00\x08\x03"
 
 
@@ -49,9 +46,8 @@ class RecordSource:
         Raises:
           DataError: Not such a file.
         """
-        with fileio.open(self.path, "rb") as f:
-            zipped = f.read(2) == _GZIP_MAGIC
-        records = tf.data.TFRecordDataset(self.path, "GZIP" if zipped else "")
+        compression = "GZIP" if idx.is_compressed(self.path) else ""
+        records = tf.data.TFRecordDataset(self.path, compression)
         parsed = records.batch(CHUNK).map(
             lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
         )
@@ -142,15 +138,11 @@ def find_sources(path: str, invert: Invert = "auto") -> list[Source]:
 
 
 def _is_idx_images(path: str) -> bool:
-    with open(path, "rb") as f:
-        start = f.read(4)
-    if start[:2] == _GZIP_MAGIC:
-        try:
-            with gzip.open(path) as f:
-                start = f.read(4)
-        except (OSError, EOFError):
-            return False
-    return start == _IDX_MAGIC
+    try:
+        with idx.opened(path) as f:
+            return f.read(4) == _IDX_MAGIC
+    except DataError:
+        return False
 
 
 def _idx_sources(path: str) -> list[Source]:

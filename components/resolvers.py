@@ -45,27 +45,28 @@ _WITHDRAWN = "withdrawn"
 Artifacts = dict[str, list[types.Artifact]]
 
 
-def _int(artifact: types.Artifact, name: str, default: int = 0) -> int:
-    return artifact.get_int_custom_property(name) if artifact.has_custom_property(name) else default
-
-
-def _text(artifact: types.Artifact, name: str) -> str:
-    return artifact.get_string_custom_property(name) if artifact.has_custom_property(name) else ""
-
-
 def _key(artifact: types.Artifact) -> tuple[int, int]:
     """Span and version."""
-    return _int(artifact, SPAN, -1), _int(artifact, VERSION)
+    return artifact.get_int_custom_property(SPAN), artifact.get_int_custom_property(VERSION)
+
+
+def _newest_by_key(artifacts: list[types.Artifact]) -> dict[tuple[int, int], types.Artifact]:
+    return {_key(artifact): artifact for artifact in sorted(artifacts, key=lambda a: a.id)}
 
 
 def _last_blessed(
     input_dict: Artifacts, servable: str, counts: Callable[[types.Artifact, types.Artifact], bool]
 ) -> Artifacts:
     """The servable's model with the newest blessing that ``counts`` for it, or none."""
-    models = {m.id: m for m in input_dict[MODEL] if _text(m, SERVABLE_PROPERTY) == servable}
+    models = {
+        model.id: model
+        for model in input_dict[MODEL]
+        if model.get_string_custom_property(SERVABLE_PROPERTY) == servable
+    }
     for blessing in sorted(input_dict[BLESSING], key=lambda a: a.id, reverse=True):
-        model = models.get(_int(blessing, _MODEL_ID, -1))
-        if model is not None and _int(blessing, _BLESSED) == 1 and counts(model, blessing):
+        model = models.get(blessing.get_int_custom_property(_MODEL_ID))
+        blessed = blessing.get_int_custom_property(_BLESSED) == 1
+        if model is not None and blessed and counts(model, blessing):
             return {MODEL: [model], BLESSING: [blessing]}
     return {MODEL: [], BLESSING: []}
 
@@ -87,7 +88,7 @@ class LatestOtherBlessedModel(resolver.ResolverStrategy):
         if not candidates:
             return {MODEL: [], BLESSING: [], CANDIDATE: []}
         [candidate] = candidates
-        servable = _text(candidate, SERVABLE_PROPERTY)
+        servable = candidate.get_string_custom_property(SERVABLE_PROPERTY)
         found = _last_blessed(input_dict, servable, lambda model, _: model.id != candidate.id)
         return {**found, CANDIDATE: candidates}
 
@@ -110,25 +111,26 @@ class RollingWindow(resolver.ResolverStrategy):
     def resolve_artifacts(self, store, input_dict: Artifacts) -> Artifacts | None:
         """The window, and the verdicts that decided."""
         del store
-        verdicts: dict[tuple[int, int], types.Artifact] = {}
-        for report in sorted(input_dict[DRIFT], key=lambda a: a.id):
-            verdicts[_key(report)] = report
-        harmful = {}
-        for report in sorted(input_dict[REPORTS], key=lambda a: a.id):
-            harmful[_key(report)] = report.id if _int(report, "harmful") else -1
+        verdicts = _newest_by_key(input_dict[DRIFT])
+        reports = _newest_by_key(input_dict[REPORTS])
         without = {_key(examples)[0] for examples in input_dict.get(WITHOUT, [])}
+
+        def let_in(examples: types.Artifact) -> bool:
+            key = _key(examples)
+            verdict, report = verdicts.get(key), reports.get(key)
+            if verdict is None or verdict.get_string_custom_property("verdict") != "train":
+                return False
+            if report is None or not report.get_int_custom_property("harmful"):
+                return True
+            # A person may have let it in since then.
+            return report.id < verdict.id
+
         chosen: dict[int, types.Artifact] = {}
         for examples in sorted(input_dict[EXAMPLES], key=lambda a: (_key(a), a.id)):
-            span, _ = key = _key(examples)
-            verdict = verdicts.get(key)
-            if _text(examples, ROLE) != ROLE_SPAN or span in without or verdict is None:
-                continue
-            if _text(verdict, "verdict") != "train":
-                continue
-            # Let in since then by a person, it is let in.
-            if verdict.id < harmful.get(key, -1):
-                continue
-            chosen[span] = examples
+            span = _key(examples)[0]
+            of_span = examples.get_string_custom_property(ROLE) == ROLE_SPAN
+            if of_span and span not in without and let_in(examples):
+                chosen[span] = examples
         window = [chosen[span] for span in sorted(chosen)[-self._size :]]
         keys = {_key(examples) for examples in window}
         given = {name: input_dict[name] for name in (CURRENT, WITHOUT) if name in input_dict}
@@ -150,13 +152,7 @@ class ServingModel(resolver.ResolverStrategy):
     """
 
     def __init__(self, servable: str, span_key: str):
-        """Makes the strategy.
-
-        Args:
-          servable: What the models are served as.
-          span_key: The span at hand, as "N.V", or :data:`LATEST`, with which
-            no model is left out.
-        """
+        """Makes the strategy for a servable and a span "N.V"; :data:`LATEST` leaves out none."""
         self._servable = servable
         self._span_key = span_key
 
@@ -165,11 +161,11 @@ class ServingModel(resolver.ResolverStrategy):
         del store
 
         def counts(model: types.Artifact, blessing: types.Artifact) -> bool:
-            span_key = _text(model, SPAN_KEY)
+            span_key = model.get_string_custom_property(SPAN_KEY)
             if self._span_key != LATEST and self._span_key == span_key:
                 return False
             # An Evaluator's own blessing counts where nothing but it was asked.
-            gated = _int(blessing, GATED_PROPERTY) or not span_key
-            return bool(gated) and not _int(blessing, _WITHDRAWN)
+            gated = not span_key or blessing.get_int_custom_property(GATED_PROPERTY)
+            return bool(gated) and not blessing.get_int_custom_property(_WITHDRAWN)
 
         return _last_blessed(input_dict, self._servable, counts)

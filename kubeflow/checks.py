@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
 
 from pipeline.config import KubeflowConfig, PipelineConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, hint
 
 TRAINING_NODES = ("Trainer", "Tuner")
 MAX_BACKOFF_SECONDS = 3_600
@@ -83,9 +82,9 @@ def check_nodes(cluster: KubeflowConfig, known: Sequence[str]) -> None:
     """Refuses what the configuration says of nodes that are not there or cannot have it."""
     for node_id in cluster.nodes:
         if node_id not in known:
-            near = difflib.get_close_matches(node_id, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise UserError(f"kubeflow.nodes: no node {node_id!r} in this pipeline; {hint}")
+            raise UserError(
+                f"kubeflow.nodes: no node {node_id!r} in this pipeline; {hint(node_id, known)}"
+            )
     for node_id in known:
         node = cluster.node(node_id)
         where = f"kubeflow.nodes.{node_id}"

@@ -57,8 +57,6 @@ def _client(
             cookie = pathlib.Path(cookie_file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             raise UserError(f"--cookie-file {cookie_file}: cannot be read") from None
-    if token_file and not os.path.isfile(token_file):
-        raise UserError(f"--token-file {token_file}: no such file")
     credentials = Credentials(
         token=None if token_file else os.environ.get(_TOKEN),
         token_file=token_file,
@@ -97,19 +95,19 @@ def _starter(
         config, values = _load(source)
         parameters = compiler.run_parameters(config, param)
         package = _compile(config, values)
-        experiment_id = client.experiment(experiment)
         # Again under the same name, a schedule takes the place of the one before.
-        title = name or (submit.new_name(config.name) if trigger is None else config.name)
-        submission = submit.submission(
-            title,
-            *client.upload(config.name, package),
-            experiment_id=experiment_id,
-            parameters=parameters,
-            service_account=service_account,
-        )
+        title = submit.new_name(config.name) if trigger is None else config.name
+        submission = {
+            "display_name": name or title,
+            "experiment_id": client.experiment(experiment),
+            "pipeline_version_reference": client.upload(config.name, package),
+            "runtime_config": {"parameters": parameters},
+        }
+        if service_account:
+            submission["service_account"] = service_account
         if trigger is None:
             return client.run(submission)
-        made, account = client.schedule(submission, **trigger)
+        made, account = client.schedule(submission, trigger)
         if service_account and account and account != service_account:
             print(
                 f"mnist-ae: note: this backend will run it as {account}, not {service_account}; "
@@ -226,12 +224,7 @@ def schedule(
 
     if bool(cron) == bool(every):
         raise click.UsageError("give one of --cron and --every")
-    trigger: dict[str, Any] = {
-        "cron": submit.check_cron(cron) if cron else None,
-        "interval_seconds": submit.parse_interval(every) if every else None,
-        "max_concurrency": max_concurrency,
-        "catch_up": catch_up,
-    }
+    trigger = submit.trigger(cron, every, max_concurrency=max_concurrency, catch_up=catch_up)
     recurring = start(client, trigger)
     print(json.dumps({"recurring_run_id": recurring}) if as_json else f"recurring run {recurring}")
 
@@ -286,11 +279,7 @@ def _load(source: options.ConfigSource) -> tuple[PipelineConfig, dict[str, Any]]
 
 
 def _compile(config: PipelineConfig, values: dict[str, Any]) -> str:
-    """The package that KFP takes, as YAML.
-
-    Raises:
-      UserError: The configuration cannot run on Kubeflow.
-    """
+    """The package that KFP takes, as YAML; a UserError where it cannot run there."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kubeflow import compiler
     from pipeline import console

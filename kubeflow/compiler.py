@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import graphlib
 import inspect
 import json
@@ -25,7 +24,7 @@ from typing import Any
 
 from kubeflow import checks
 from pipeline.config import KubeflowConfig, NodeConfig, PipelineConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, hint
 from trainer.models.catalogue import UnknownModelError, get_model_spec
 
 # Run parameters, which are arguments of every node, and what they are for people.
@@ -105,9 +104,7 @@ def run_parameters(config: PipelineConfig, assignments: Sequence[str] = ()) -> d
         if not sign:
             raise UserError(f"--param {assignment}: expected KEY=VALUE, such as epochs=20")
         if key not in PARAMETERS:
-            near = difflib.get_close_matches(key, PARAMETERS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PARAMETERS)}"
-            raise UserError(f"--param: no run parameter {key!r}; {hint}")
+            raise UserError(f"--param: no run parameter {key!r}; {hint(key, PARAMETERS)}")
         values[key] = _checked(key, text)
     return values
 
@@ -155,33 +152,25 @@ def make_ir(
 
     from kubeflow import workers
     from pipeline.continuous import spans
-    from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
+    from pipeline.continuous.pipeline import create_continuous_pipeline
     from pipeline.pipeline import create_pipeline
 
     nowhere = metadata_store_pb2.ConnectionConfig()
     nowhere.fake_database.SetInParent()
     common: dict[str, Any] = {
+        "data_folder": data_folder,
+        "data_span": data_span,
         "labelled": labelled,
         "workers": workers.options(config.kubeflow),
         "metadata_connection": nowhere,
         "pipeline_root": pipeline_root,
     }
-    if config.continuous.golden is None:
-        pipeline = create_pipeline(
-            config,
-            data_folder=data_folder,
-            data_pattern=data_pattern,
-            data_span=data_span,
-            **common,
-        )
+    golden = config.continuous.golden
+    if golden is None:
+        pipeline = create_pipeline(config, data_pattern=data_pattern, **common)
     else:
-        pipeline = create_continuous_pipeline(
-            config,
-            SpanRun(data_span, 0, config.continuous.golden),
-            spans_folder=data_folder,
-            pattern=data_pattern or spans.PATTERN,
-            **common,
-        )
+        common["data_pattern"] = data_pattern or spans.PATTERN
+        pipeline = create_continuous_pipeline(config, golden_folder=golden, **common)
     return compiler.Compiler().compile(pipeline)
 
 
@@ -243,13 +232,12 @@ def compile_pipeline(config: PipelineConfig, values: Mapping[str, Any]) -> str:
 def _shipped(values: Mapping[str, Any]) -> str:
     """What of a configuration a node needs, as JSON: not what KFP does already."""
     shipped = {key: value for key, value in values.items() if key not in ("root", "kubeflow")}
-    cluster = dict(values.get("kubeflow") or {})
+    cluster = values.get("kubeflow") or {}
     if "workers" in cluster:
         wanted = ("workers", "image", "namespace", "volume_claim", "mount_path")
         shipped["kubeflow"] = {key: cluster[key] for key in wanted if key in cluster}
-    data = {k: v for k, v in (shipped.get("data") or {}).items() if k != "dir"}
     if "data" in shipped:
-        shipped["data"] = data
+        shipped["data"] = {k: v for k, v in (shipped["data"] or {}).items() if k != "dir"}
     return json.dumps(shipped, sort_keys=True)
 
 
@@ -309,8 +297,7 @@ def _component(
     """The KFP component of a task; its output parameters come from files that it writes."""
     from kfp import dsl
 
-    settings = config.kubeflow.node(task.lead)
-
+    timeout = config.kubeflow.node(task.lead).timeout_seconds or 0
     names = (_RUN_ID, *PARAMETERS, *outputs)
 
     def run_node(*values: Any) -> dsl.ContainerSpec:
@@ -318,7 +305,7 @@ def _component(
             f"--node={','.join(task.nodes)}",
             f"--config={shipped}",
             f"--metadata-url={config.kubeflow.metadata_url}",
-            f"--timeout={settings.timeout_seconds or 0}",
+            f"--timeout={timeout}",
         ]
         for name, value in zip(names, values):
             suffix = "-file" if name in outputs else ""

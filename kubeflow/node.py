@@ -72,27 +72,26 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kubeflow.node", description="Run nodes of the pipeline, in turn."
     )
-    for name, text, more in (
-        ("--node", "TFX's identifiers of the nodes, with commas", {"required": True}),
-        ("--config", "the configuration, as JSON", {"default": "{}"}),
-        ("--run-id", "of the run, from KFP", {"required": True}),
-        ("--metadata-url", "ML Metadata store", {"required": True}),
-        ("--model", "which autoencoder", {}),
-        ("--epochs", "0 is the model's own default", {"type": int, "default": 0}),
-        ("--data-dir", "folder of IDX files, or of spans of them", {"default": ""}),
-        ("--span", "'latest' or a number", {"default": "latest"}),
-        ("--pipeline-root", "folder of the artifacts", {"required": True}),
-        ("--push-dir", "folder above the servables", {"required": True}),
-        ("--verdict-file", "where DriftMonitor's verdict goes, for KFP", {"default": ""}),
-        ("--reason-file", "where the reason for it goes", {"default": ""}),
-        ("--timeout", "seconds; 0 never gives up", {"type": int, "default": 0}),
-        (
-            "--metadata-patience",
-            "seconds to wait for a metadata store that is not up",
-            {"type": float, "default": 60.0},
-        ),
-    ):
-        parser.add_argument(name, help=text, **more)  # type: ignore[arg-type]
+    add = parser.add_argument
+    add("--node", required=True, help="TFX's identifiers of the nodes, with commas")
+    add("--config", default="{}", help="the configuration, as JSON")
+    add("--run-id", required=True, help="of the run, from KFP")
+    add("--metadata-url", required=True, help="ML Metadata store")
+    add("--model", help="which autoencoder")
+    add("--epochs", type=int, default=0, help="0 is the model's own default")
+    add("--data-dir", default="", help="folder of IDX files, or of spans of them")
+    add("--span", default="latest", help="'latest' or a number")
+    add("--pipeline-root", required=True, help="folder of the artifacts")
+    add("--push-dir", required=True, help="folder above the servables")
+    add("--verdict-file", default="", help="where DriftMonitor's verdict goes, for KFP")
+    add("--reason-file", default="", help="where the reason for it goes")
+    add("--timeout", type=int, default=0, help="seconds; 0 never gives up")
+    add(
+        "--metadata-patience",
+        type=float,
+        default=60.0,
+        help="seconds to wait for a metadata store that is not up",
+    )
     return parser
 
 
@@ -168,6 +167,8 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     """
     config = node_config(args)
     # What takes seconds to import comes after what is likely to be wrong.
+    from ml_metadata.proto.metadata_store_pb2 import Execution
+
     from kubeflow import store as stores
     from kubeflow import workers
     from pipeline import history, local_runner
@@ -175,17 +176,18 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
     password = os.environ.get(METADATA_PASSWORD)
     connection = stores.connection(args.metadata_url, password)
     store = stores.open_store(connection, args.metadata_url, args.metadata_patience)
-    if stores.is_finished(store, args.run_id, args.node):
+    where = store, args.run_id, args.node
+    if stores.is_finished(*where):
         watch.settle()
         _logger.info("%s is done already, by an earlier attempt", args.node)
         _tell_verdict(store, args)
         return
-    if stores.clear_attempts(store, args.run_id, args.node, args.pipeline_root):
+    if stores.clear_attempts(*where, args.pipeline_root):
         _logger.info("%s was interrupted before; it starts again", args.node)
     # A thread has a connection of its own; the node may end before it does.
     watch.on_cancel = lambda: stores.end_attempt(
         stores.open_store(connection, args.metadata_url, patience=0),
-        *(args.run_id, args.node, stores.CANCELED),
+        *(args.run_id, args.node, Execution.CANCELED),
     )
     if args.node == _SERVING_VALIDATOR:
         history.forget_refusals(store, in_use_for=_READ_WITHIN)
@@ -201,11 +203,9 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
                     raise
                 # Other nodes write to the same store; the first wins, the others try again.
                 _logger.warning("metadata store: %s; trying again", e)
-                stores.clear_attempts(store, args.run_id, args.node, args.pipeline_root)
+                stores.clear_attempts(*where, args.pipeline_root)
                 time.sleep(attempt)
-        if not local_runner.is_resolver(ir, args.node) and not stores.is_finished(
-            store, args.run_id, args.node
-        ):
+        if not local_runner.is_resolver(ir, args.node) and not stores.is_finished(*where):
             raise RunError(f"{args.node} did not run: an input is missing")
         _tell_verdict(store, args)
         watch.settle()
@@ -214,14 +214,14 @@ def run_node(args: argparse.Namespace, watch: Watch) -> None:
         if watch.interrupted is None:
             raise
         watch.wait_told()
-        if stores.is_finished(store, args.run_id, args.node):
+        if stores.is_finished(*where):
             # The store says done, and so does this attempt.
             _logger.info("%s: %s, too late", args.node, watch.interrupted)
             return
         cancelled = watch.interrupted.exit_code == EXIT_CANCELLED
-        state = stores.CANCELED if cancelled else stores.FAILED
-        stores.end_attempt(store, args.run_id, args.node, state)
-        stores.remove_outputs(store, args.run_id, args.node, args.pipeline_root)
+        state = Execution.CANCELED if cancelled else Execution.FAILED
+        stores.end_attempt(*where, state)
+        stores.remove_outputs(*where, args.pipeline_root)
         raise watch.interrupted from None
 
 
@@ -284,9 +284,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _logger.info("%s done in %.1f s", args.node, time.monotonic() - started)
     except Interrupted as e:
         return _fail(args.node, e, e.exit_code)
+    except Error as e:
+        return _fail(args.node, e, e.exit_code)
     except Exception as e:
-        if isinstance(e, Error):
-            return _fail(args.node, e, e.exit_code)
         _logger.exception("%s failed", args.node)
         return _fail(args.node, e, 1)
     return 0

@@ -10,8 +10,14 @@ import urllib.parse
 from typing import Any, TypeAlias
 
 from ml_metadata import errors as mlmd_errors
-from ml_metadata import metadata_store
-from ml_metadata.proto import metadata_store_pb2
+from ml_metadata.metadata_store import MetadataStore
+from ml_metadata.proto.metadata_store_pb2 import (
+    ConnectionConfig,
+    Event,
+    Execution,
+    MetadataStoreClientConfig,
+    SqliteMetadataSourceConfig,
+)
 from tfx.dsl.io import fileio
 
 from pipeline import history
@@ -21,15 +27,11 @@ from serving.errors import Error
 
 _logger = logging.getLogger(__name__)
 
-Connection: TypeAlias = (
-    metadata_store_pb2.ConnectionConfig | metadata_store_pb2.MetadataStoreClientConfig
-)
+Connection: TypeAlias = ConnectionConfig | MetadataStoreClientConfig
 
 _MYSQL_PORT = 3306
 # What ML Metadata's client waits for where two transactions contend: 5 s each, about.
 _MAX_RETRIES = 20
-FAILED = metadata_store_pb2.Execution.FAILED
-CANCELED = metadata_store_pb2.Execution.CANCELED
 # What several nodes at once can do to each other's transactions.
 _TRANSIENT = (
     mlmd_errors.AbortedError,
@@ -62,16 +64,14 @@ def connection(url: str, password: str | None = None) -> Connection:
     except ValueError:
         raise UserError(f"metadata store {url!r}: the port is no number") from None
     if parts.scheme == "sqlite" and parts.path:
-        config = metadata_store_pb2.ConnectionConfig()
+        config = ConnectionConfig()
         config.sqlite.filename_uri = parts.path
-        config.sqlite.connection_mode = (
-            metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
-        )
+        config.sqlite.connection_mode = SqliteMetadataSourceConfig.READWRITE_OPENCREATE
         return config
     if parts.scheme == "grpc" and parts.hostname and port:
-        return metadata_store_pb2.MetadataStoreClientConfig(host=parts.hostname, port=port)
+        return MetadataStoreClientConfig(host=parts.hostname, port=port)
     if parts.scheme == "mysql" and parts.hostname and parts.username and parts.path.strip("/"):
-        config = metadata_store_pb2.ConnectionConfig()
+        config = ConnectionConfig()
         config.mysql.host = parts.hostname
         config.mysql.port = port or _MYSQL_PORT
         config.mysql.database = parts.path.strip("/")
@@ -85,9 +85,7 @@ def connection(url: str, password: str | None = None) -> Connection:
     )
 
 
-def open_store(
-    config: Connection, url: str, patience: float = 60.0
-) -> metadata_store.MetadataStore:
+def open_store(config: Connection, url: str, patience: float = 60.0) -> MetadataStore:
     """Opens a store, waiting for one that is not up yet.
 
     Args:
@@ -96,13 +94,13 @@ def open_store(
     Raises:
       StoreUnreachableError: It did not answer in time.
     """
-    if isinstance(config, metadata_store_pb2.ConnectionConfig) and config.HasField("sqlite"):
+    if isinstance(config, ConnectionConfig) and config.HasField("sqlite"):
         os.makedirs(os.path.dirname(config.sqlite.filename_uri), exist_ok=True)
     deadline = time.monotonic() + patience
     pause = 0.5
     while True:
         try:
-            store = metadata_store.MetadataStore(config)
+            store = MetadataStore(config)
             store.get_artifact_types()
             return store
         except Exception as e:
@@ -119,7 +117,7 @@ def open_store(
 
 
 def _advice(config: Connection) -> str:
-    mysql = isinstance(config, metadata_store_pb2.ConnectionConfig) and config.HasField("mysql")
+    mysql = isinstance(config, ConnectionConfig) and config.HasField("mysql")
     if mysql and not config.mysql.password:
         return (
             f"{METADATA_PASSWORD} is not set: is the secret there, and does the task get it "
@@ -137,15 +135,13 @@ def is_transient(error: BaseException | None) -> bool:
     return False
 
 
-def is_finished(store: metadata_store.MetadataStore, run_id: str, node_id: str) -> bool:
+def is_finished(store: MetadataStore, run_id: str, node_id: str) -> bool:
     """Whether an earlier attempt of the node ended well."""
     executions = history.node_executions(store, run_id, node_id)
     return any(e.last_known_state in history.FINISHED for e in executions)
 
 
-def clear_attempts(
-    store: metadata_store.MetadataStore, run_id: str, node_id: str, pipeline_root: str
-) -> int:
+def clear_attempts(store: MetadataStore, run_id: str, node_id: str, pipeline_root: str) -> int:
     """Makes way for another attempt of a node: what those before left goes.
 
     Their execution, which TFX takes again, is RUNNING again; nothing of other
@@ -156,13 +152,11 @@ def clear_attempts(
     """
     remove_outputs(store, run_id, node_id, pipeline_root)
     executions = _in_vain(store, run_id, node_id)
-    _put(store, executions, metadata_store_pb2.Execution.RUNNING)
+    _put(store, executions, Execution.RUNNING)
     return len(executions)
 
 
-def remove_outputs(
-    store: metadata_store.MetadataStore, run_id: str, node_id: str, pipeline_root: str
-) -> None:
+def remove_outputs(store: MetadataStore, run_id: str, node_id: str, pipeline_root: str) -> None:
     """Removes the output folders of attempts that did not end well."""
     for execution in _in_vain(store, run_id, node_id):
         base = os.path.join(pipeline_root, node_id, "*", str(execution.id))
@@ -171,7 +165,7 @@ def remove_outputs(
             fileio.rmtree(folder)
 
 
-def end_attempt(store: metadata_store.MetadataStore, run_id: str, node_id: str, state: Any) -> None:
+def end_attempt(store: MetadataStore, run_id: str, node_id: str, state: Any) -> None:
     """Says what became of an attempt that did not end well: FAILED or CANCELED.
 
     Also in the place of a failure that TFX noted when it was cancelled, and from
@@ -181,28 +175,23 @@ def end_attempt(store: metadata_store.MetadataStore, run_id: str, node_id: str, 
     _put(store, executions, state)
     events = store.get_events_by_execution_ids([e.id for e in executions]) if executions else []
     # TFX publishes outputs and state in one transaction.
-    published = {e.execution_id for e in events if e.type == metadata_store_pb2.Event.OUTPUT}
-    done = metadata_store_pb2.Execution.COMPLETE
-    _put(store, [e for e in executions if e.id in published], done)
+    published = {e.execution_id for e in events if e.type == Event.OUTPUT}
+    _put(store, [e for e in executions if e.id in published], Execution.COMPLETE)
 
 
-def _in_vain(
-    store: metadata_store.MetadataStore, run_id: str, node_id: str
-) -> list[metadata_store_pb2.Execution]:
+def _in_vain(store: MetadataStore, run_id: str, node_id: str) -> list[Execution]:
     executions = history.node_executions(store, run_id, node_id)
     return [e for e in executions if e.last_known_state not in history.FINISHED]
 
 
-def _put(
-    store: metadata_store.MetadataStore, executions: list[metadata_store_pb2.Execution], state: Any
-) -> None:
+def _put(store: MetadataStore, executions: list[Execution], state: Any) -> None:
     for execution in executions:
         execution.last_known_state = state
     if executions:
         store.put_executions(executions)
 
 
-def labelled_examples(store: metadata_store.MetadataStore, run_id: str) -> bool:
+def labelled_examples(store: MetadataStore, run_id: str) -> bool:
     """Whether the images that this run ingested have labels; True before it did."""
     from components.mnist_example_gen.executor import LABELLED_PROPERTY
 

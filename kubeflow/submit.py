@@ -167,28 +167,22 @@ def parse_interval(text: str) -> int:
     return seconds
 
 
-def submission(
-    name: str,
-    pipeline_id: str,
-    version_id: str,
-    *,
-    experiment_id: str,
-    parameters: Mapping[str, Any],
-    service_account: str | None = None,
+def trigger(
+    cron: str | None, every: str | None, *, max_concurrency: int, catch_up: bool
 ) -> dict[str, Any]:
-    """What the backend wants to know of a run and of a recurring one.
+    """What the backend wants to know of a recurring run beside its submission.
 
-    ``service_account`` is that of the pods; None is the namespace's own.
+    It comes by a ``cron`` line, see :func:`check_cron`, or ``every`` so often.
     """
+    if cron:
+        when: dict[str, Any] = {"cron_schedule": {"cron": check_cron(cron)}}
+    else:
+        when = {"periodic_schedule": {"interval_second": str(parse_interval(every or ""))}}
     return {
-        "display_name": name,
-        "experiment_id": experiment_id,
-        "pipeline_version_reference": {
-            "pipeline_id": pipeline_id,
-            "pipeline_version_id": version_id,
-        },
-        "runtime_config": {"parameters": dict(parameters)},
-        **({"service_account": service_account} if service_account else {}),
+        "trigger": when,
+        "max_concurrency": str(max_concurrency),
+        "no_catchup": not catch_up,
+        "mode": "ENABLE",
     }
 
 
@@ -228,6 +222,7 @@ class KubeflowClient:
             raise UserError(f"--host {host!r}: expected an address such as https://kfp.example.org")
         if credentials.ca_file and not os.path.isfile(credentials.ca_file):
             raise UserError(f"--ca-cert {credentials.ca_file}: no such file")
+        credentials.headers()
         self._base = host.rstrip("/")
         self._credentials = credentials
         self._where = {"namespace": namespace} if namespace else {}
@@ -251,34 +246,35 @@ class KubeflowClient:
 
     # Pipelines.
 
-    def upload(self, name: str, package: str) -> tuple[str, str]:
+    def upload(self, name: str, package: str) -> dict[str, str]:
         """Uploads a compiled pipeline where the backend does not have it yet.
 
         A version is named after its content, so that the same one is there once.
 
         Returns:
-          Identifiers of the pipeline and of the version.
+          The reference to it that a submission holds.
 
         Raises:
           KubeflowError: The backend is too old, or refused.
         """
         self._check_backend()
-        known = self._find("pipelines", name, self._where)
-        if not known:
-            known = [self._post("/pipelines", {"display_name": name, **self._where})]
-        pipeline_id = known[0]["pipeline_id"]
+        pipeline_id = self._made("pipelines", name)["pipeline_id"]
         version = f"v-{hashlib.sha256(package.encode()).hexdigest()[:12]}"
-        for known_version in self._find(
-            f"pipelines/{pipeline_id}/versions", version, {}, "pipeline_versions"
-        ):
-            return pipeline_id, known_version["pipeline_version_id"]
-        made = self._send(
-            "POST",
-            "/pipelines/upload_version",
-            query={"name": version, "pipelineid": pipeline_id},
-            file=("pipeline.yaml", package.encode(), "application/yaml"),
+        known = self._find(f"pipelines/{pipeline_id}/versions", version, key="pipeline_versions")
+        made = (
+            known[0]
+            if known
+            else self._send(
+                "POST",
+                "/pipelines/upload_version",
+                query={"name": version, "pipelineid": pipeline_id},
+                file=("pipeline.yaml", package.encode(), "application/yaml"),
+            )
         )
-        return pipeline_id, made["pipeline_version_id"]
+        return {
+            "pipeline_id": pipeline_id,
+            "pipeline_version_id": made["pipeline_version_id"],
+        }
 
     def _check_backend(self) -> None:
         tag = str(self._send("GET", "/healthz").get("tag_name", ""))
@@ -291,13 +287,17 @@ class KubeflowClient:
 
     def experiment(self, name: str) -> str:
         """The identifier of an experiment, which is made where there is none."""
-        for found in self._find("experiments", name, self._where):
-            return found["experiment_id"]
-        return self._post("/experiments", {"display_name": name, **self._where})["experiment_id"]
+        return self._made("experiments", name)["experiment_id"]
 
-    def _find(
-        self, kind: str, name: str, where: Mapping[str, str], key: str = ""
-    ) -> list[dict[str, Any]]:
+    def _made(self, kind: str, name: str) -> dict[str, Any]:
+        known = self._find(kind, name, **self._where)
+        return (
+            known[0]
+            if known
+            else self._send("POST", f"/{kind}", {"display_name": name, **self._where})
+        )
+
+    def _find(self, kind: str, name: str, *, key: str = "", **where: str) -> list[dict[str, Any]]:
         """What is called ``name`` among what the backend lists under ``/kind``."""
         predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
         query = {"filter": json.dumps({"predicates": [predicate]}), "page_size": _PAGE, **where}
@@ -307,17 +307,11 @@ class KubeflowClient:
     # Runs.
 
     def run(self, submission: Mapping[str, Any]) -> str:
-        """Starts a run, of :func:`submission`, and returns its identifier."""
-        return self._post("/runs", dict(submission))["run_id"]
+        """Starts a run, as KFP's ``v2beta1Run`` describes it; its identifier."""
+        return self._send("POST", "/runs", submission)["run_id"]
 
     def schedule(
-        self,
-        submission: Mapping[str, Any],
-        *,
-        cron: str | None,
-        interval_seconds: int | None,
-        max_concurrency: int,
-        catch_up: bool,
+        self, submission: Mapping[str, Any], trigger: Mapping[str, Any]
     ) -> tuple[str, str]:
         """Makes a recurring run, which replaces those of the same name.
 
@@ -325,23 +319,9 @@ class KubeflowClient:
           Its identifier, and the service account that its pods run as: backends
           before 2.17 do not heed the one of the submission.
         """
-        trigger: dict[str, Any] = (
-            {"cron_schedule": {"cron": cron}}
-            if cron
-            else {"periodic_schedule": {"interval_second": str(interval_seconds)}}
-        )
-        body = {
-            **submission,
-            "trigger": trigger,
-            "max_concurrency": str(max_concurrency),
-            "no_catchup": not catch_up,
-            "mode": "ENABLE",
-            **self._where,
-        }
-        replaced = self._find(
-            "recurringruns", submission["display_name"], self._where, "recurringRuns"
-        )
-        made = self._post("/recurringruns", body)
+        name = submission["display_name"]
+        replaced = self._find("recurringruns", name, key="recurringRuns", **self._where)
+        made = self._send("POST", "/recurringruns", {**submission, **trigger, **self._where})
         for old in replaced:
             self._send("DELETE", f"/recurringruns/{_quoted(old['recurring_run_id'])}")
         return made["recurring_run_id"], made.get("service_account", "")
@@ -349,10 +329,12 @@ class KubeflowClient:
     def state(self, run_id: str) -> RunState:
         """How far a run is."""
         run = self._send("GET", f"/runs/{_quoted(run_id)}")
-        error = (run.get("error") or {}).get("message", "")
-        tasks = _tasks((run.get("run_details") or {}).get("task_details") or [])
         return RunState(
-            run_id, run.get("display_name", ""), run.get("state") or "PENDING", error, tasks
+            run_id,
+            run.get("display_name", ""),
+            run.get("state") or "PENDING",
+            (run.get("error") or {}).get("message", ""),
+            _tasks((run.get("run_details") or {}).get("task_details") or []),
         )
 
     def wait(self, run_id: str, *, timeout: float, interval: float = 5.0) -> Iterator[RunState]:
@@ -379,20 +361,17 @@ class KubeflowClient:
 
     def cancel(self, run_id: str) -> None:
         """Ends a run; its nodes mark their executions cancelled."""
-        self._post(f"/runs/{_quoted(run_id)}:terminate", None)
+        self._send("POST", f"/runs/{_quoted(run_id)}:terminate")
 
     # Requests.
-
-    def _post(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        return self._send("POST", path, body=body)
 
     def _send(
         self,
         method: str,
         path: str,
+        body: Mapping[str, Any] | None = None,
         *,
         query: Mapping[str, Any] | None = None,
-        body: dict[str, Any] | None = None,
         file: tuple[str, bytes, str] | None = None,
     ) -> dict[str, Any]:
         """Sends a request and returns the JSON object that answers it."""
@@ -425,30 +404,29 @@ class KubeflowClient:
     def _unanswered(self, method: str, path: str, error: BaseException) -> KubeflowError:
         """The error for a request that got no answer, by what the connection died of."""
         causes = tuple(_causes(error))
-        # The first kind among the causes tells.
-        told: list[tuple[type[BaseException], str]] = [
-            (
-                ssl.SSLCertVerificationError,
-                "its certificate is not trusted; name its authority with --ca-cert FILE",
-            ),
-            (ssl.SSLError, "it speaks no TLS; use http://"),
-            (urllib3.exceptions.SSLError, "it speaks no TLS; use http://"),
-        ]
+
+        def came_from(*kinds: type[BaseException]) -> bool:
+            return any(isinstance(cause, kinds) for cause in causes)
+
         tried = f"(tried {_TRIES} times)"
-        if any(isinstance(cause, urllib3.exceptions.ConnectTimeoutError) for cause in causes):
-            told += [
-                (kind, f"cannot be reached ({reason}); check --host {tried}")
-                for kind, reason in (
-                    (socket.gaierror, "no such host"),
-                    (ConnectionRefusedError, "connection refused"),
-                    (BaseException, "it does not take a connection"),
-                )
-            ]
-        for kind, text in told:
-            if any(isinstance(cause, kind) for cause in causes):
-                return KubeflowError(f"{self._base}: {text}")
+        if came_from(ssl.SSLCertVerificationError):
+            return KubeflowError(
+                f"{self._base}: its certificate is not trusted; name its authority with --ca-cert "
+                "FILE"
+            )
+        if came_from(ssl.SSLError, urllib3.exceptions.SSLError):
+            return KubeflowError(f"{self._base}: it speaks no TLS; use http://")
+        if came_from(urllib3.exceptions.ConnectTimeoutError):
+            reason = "it does not take a connection"
+            if came_from(socket.gaierror):
+                reason = "no such host"
+            elif came_from(ConnectionRefusedError):
+                reason = "connection refused"
+            return KubeflowError(
+                f"{self._base}: cannot be reached ({reason}); check --host {tried}"
+            )
         problem = "the connection broke"
-        if any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in causes):
+        if came_from(urllib3.exceptions.ReadTimeoutError):
             problem = f"no answer in {self._timeout:g} s"
         if method == "POST":
             return KubeflowError(

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import urllib3
@@ -52,7 +52,6 @@ _POLL_SECONDS = 2.0
 # How long the cluster's API may fail before the training does.
 _API_PATIENCE = 300.0
 _USER = 1000
-_TFJOB = {"group": "kubeflow.org", "version": "v1", "plural": "tfjobs"}
 
 
 def options(cluster: KubeflowConfig) -> dict[str, Any] | None:
@@ -82,7 +81,7 @@ def manifests(name: str, job_file: str, settings: Mapping[str, Any]) -> list[dic
     """
     labels = {"app.kubernetes.io/name": LABEL, "app.kubernetes.io/instance": name}
     count, port = settings["count"], settings["port"]
-    amounts: dict[str, str] = {"cpu": str(settings["cpu"]), "memory": str(settings["memory"])}
+    amounts = {resource: str(settings[resource]) for resource in ("cpu", "memory")}
     if settings["gpus"]:
         amounts["nvidia.com/gpu"] = str(settings["gpus"])
     container: dict[str, Any] = {
@@ -189,8 +188,7 @@ def launch(job: TrainingJob, settings: Mapping[str, Any]) -> None:
     job_file = os.path.join(job.log_dir, _JOB_FILE)
     with fileio.open(job_file, "w") as f:
         f.write(job.to_json())
-    name = _name(job)
-    _run_there(name, job_file, settings)
+    _run_there(_name(job), job_file, settings)
 
 
 def _owners(environment: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -208,17 +206,14 @@ def _name(job: TrainingJob) -> str:
 
 
 def _run_there(name: str, job_file: str, settings: Mapping[str, Any]) -> None:
-    from kubernetes import client, config
-
-    config.load_incluster_config()
+    cluster = _Cluster()
     objects = manifests(name, job_file, settings)
-    cluster = _Cluster(client.ApiClient(), settings["namespace"])
     try:
         with _beating(job_file):
             for thing in objects:
                 cluster.create(thing)
             while True:
-                done, problem = cluster.outcome(objects[-1]["kind"], name)
+                done, problem = cluster.outcome(objects[-1])
                 if problem:
                     raise RuntimeError(f"the workers of {name} failed: {problem}")
                 if done:
@@ -227,7 +222,7 @@ def _run_there(name: str, job_file: str, settings: Mapping[str, Any]) -> None:
     finally:
         # Also when this node is cancelled: workers must not train on alone.
         for thing in objects:
-            cluster.delete(thing["kind"], name)
+            cluster.delete(thing)
 
 
 @contextlib.contextmanager
@@ -257,45 +252,56 @@ def _beating(job_file: str) -> Iterator[None]:
 
 
 class _Cluster:
-    """The few calls of the Kubernetes API that are needed."""
+    """The few calls of the Kubernetes API that are needed, for manifests of any kind."""
 
-    def __init__(self, api: Any, namespace: str):
-        from kubernetes import client
+    def __init__(self) -> None:
+        from kubernetes import client, config
 
-        self._namespace = namespace
-        self._core = client.CoreV1Api(api)
-        self._batch = client.BatchV1Api(api)
-        self._custom = client.CustomObjectsApi(api)
+        config.load_incluster_config()
+        self._api = client.ApiClient()
         self._error = client.ApiException
 
     def create(self, thing: dict[str, Any]) -> None:
         """Creates an object; what a killed attempt left under its name goes first."""
-        kind, name = thing["kind"], thing["metadata"]["name"]
-        create = {
-            "Service": self._core.create_namespaced_service,
-            "Job": self._batch.create_namespaced_job,
-            "TFJob": self._create_tfjob,
-        }[kind]
+        what = f"{thing['kind']} {thing['metadata']['name']}"
         for _ in range(30):
             try:
-                self._patiently(lambda: create(self._namespace, thing))
+                self._patiently("POST", thing)
                 return
             except self._error as e:
                 if e.status != 409:
                     raise RuntimeError(
-                        f"the cluster refused {kind} {name}: {e.status} {e.reason}; does the "
-                        "service account have the role of kubeflow/manifests/workers?"
+                        f"the cluster refused {what}: {e.status} {e.reason}; does the service "
+                        "account have the role of kubeflow/manifests/workers?"
                     ) from e
-            self.delete(kind, name)
+            self.delete(thing)
             time.sleep(_POLL_SECONDS)
-        raise RuntimeError(f"{kind} {name} of an earlier attempt does not go away")
+        raise RuntimeError(f"{what} of an earlier attempt does not go away")
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
+    def outcome(self, thing: dict[str, Any]) -> tuple[bool, str]:
+        """Whether the workers are done, and what went wrong, or ""."""
+        status = self._patiently("GET", thing).get("status") or {}
+        conditions = status.get("conditions") or []
+        true = {c["type"]: c.get("message") for c in conditions if c["status"] == "True"}
+        if "Failed" in true:
+            return True, true["Failed"] or "no reason given"
+        return "Complete" in true or "Succeeded" in true, ""
+
+    def delete(self, thing: dict[str, Any]) -> None:
+        """Deletes an object and its pods; one that is not there is fine."""
+        try:
+            self._call("DELETE", thing)
+        except (self._error, urllib3.exceptions.HTTPError) as e:
+            if getattr(e, "status", None) != 404:
+                what = f"{thing['kind']} {thing['metadata']['name']}"
+                _logger.warning("%s cannot be deleted: %s", what, e)
+
+    def _patiently(self, method: str, thing: dict[str, Any]) -> Any:
         """The answer to a call that is repeated while the API server stumbles."""
         until = time.monotonic() + _API_PATIENCE
         while True:
             try:
-                return call()
+                return self._call(method, thing)
             except (self._error, urllib3.exceptions.HTTPError) as e:
                 status = getattr(e, "status", None) or 0
                 if time.monotonic() > until or (400 <= status < 500 and status != 429):
@@ -303,43 +309,20 @@ class _Cluster:
                 _logger.warning("the cluster's API: %s; trying again", " ".join(str(e).split()))
             time.sleep(_POLL_SECONDS)
 
-    def _create_tfjob(self, namespace: str, thing: dict[str, Any]) -> None:
-        self._custom.create_namespaced_custom_object(namespace=namespace, body=thing, **_TFJOB)
-
-    def outcome(self, kind: str, name: str) -> tuple[bool, str]:
-        """Whether the workers are done, and what went wrong, or ""."""
-        if kind == "TFJob":
-            found = self._patiently(
-                lambda: self._custom.get_namespaced_custom_object(
-                    namespace=self._namespace, name=name, **_TFJOB
-                )
-            )
-            conditions = (found.get("status") or {}).get("conditions") or []
-            states = [(c["type"], c["status"], c.get("message", "")) for c in conditions]
-        else:
-            job = self._patiently(lambda: self._batch.read_namespaced_job(name, self._namespace))
-            states = [(c.type, c.status, c.message or "") for c in job.status.conditions or []]
-        for condition, status, message in states:
-            if status == "True" and condition == "Failed":
-                return True, message or "no reason given"
-        return any(c in ("Complete", "Succeeded") and s == "True" for c, s, _ in states), ""
-
-    def delete(self, kind: str, name: str) -> None:
-        """Deletes an object and its pods; one that is not there is fine."""
-        try:
-            if kind == "Service":
-                self._core.delete_namespaced_service(name, self._namespace)
-            elif kind == "Job":
-                self._batch.delete_namespaced_job(
-                    name, self._namespace, propagation_policy="Background"
-                )
-            else:
-                self._custom.delete_namespaced_custom_object(
-                    namespace=self._namespace, name=name, **_TFJOB
-                )
-        except (self._error, urllib3.exceptions.HTTPError) as e:
-            if getattr(e, "status", None) != 404:
-                _logger.warning("%s %s cannot be deleted: %s", kind, name, e)
+    def _call(self, method: str, thing: dict[str, Any]) -> Any:
+        version, metadata = thing["apiVersion"], thing["metadata"]
+        path = f"/{'apis' if '/' in version else 'api'}/{version}"
+        path += f"/namespaces/{metadata['namespace']}/{thing['kind'].lower()}s"
+        return self._api.call_api(
+            path if method == "POST" else f"{path}/{metadata['name']}",
+            method,
+            query_params=[("propagationPolicy", "Background")] * (method == "DELETE"),
+            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            body=thing if method == "POST" else None,
+            response_type="object",
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+        )
 
 
 def tf_config(environment: Mapping[str, str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.parse
 from collections.abc import Mapping
 
 from pipeline.config import BeamValue, PipelineConfig
+from pipeline.errors import UserError
 
 # Beam's in-memory runner with one worker: for data of this size the start-up
 # of several workers costs more than they save (docs/beam.md has the figures).
@@ -18,6 +21,38 @@ _LOCAL_BEAM: dict[str, BeamValue] = {
 # makes one of itself for them to install, in every component: 1.6 s each.
 _PACKAGED: dict[str, BeamValue] = {"sdk_container_image": "none"}
 _PACKAGED_ENVIRONMENTS = ("LOOPBACK", "EXTERNAL", "PROCESS")
+
+# Where a pipeline is handed in; Beam itself waits for minutes, then gives the name of a class. What
+# the workers of a cluster connect to (environment_config) need not be reached from here.
+_ENGINES = {"job_endpoint": ("embed",), "flink_master": ("[auto]", "[local]")}
+_CONNECT_SECONDS = 5.0
+
+
+def check_engine(config: PipelineConfig) -> None:
+    """Looks whether the engine that the configuration names listens at all.
+
+    Raises:
+      UserError: An address is none, or nobody listens there.
+    """
+    for key, own in _ENGINES.items():
+        address = config.beam.get(key)
+        if address is None or address in own:
+            continue
+        where = f"beam.{key}: {address}"
+        try:
+            parts = urllib.parse.urlsplit(str(address) if "//" in str(address) else f"//{address}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if not host or not port:
+            raise UserError(f"{where}: expected HOST:PORT")
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+        except OSError as e:
+            raise UserError(
+                f"{where}: nobody listens there ({e.strerror or e}); "
+                "start the engine (docs/beam.md) or correct the address"
+            ) from None
 
 
 def beam_args(config: PipelineConfig) -> list[str]:

@@ -57,7 +57,7 @@ COMMANDS = {
     "rollout": ("pipeline.commands.serving:rollout", "move the version labels stable and canary"),
     "ingest": ("pipeline.commands.continuous:ingest", "publish new images as a span"),
     "spans": (
-        "pipeline.commands.continuous:spans",
+        "pipeline.commands.continuous:spans_",
         "list the spans: what came, how it differs, how it is used",
     ),
     "watch": ("pipeline.commands.continuous:watch", "retrain whenever a span comes in"),

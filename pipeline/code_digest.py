@@ -94,24 +94,17 @@ def _locate(name: str) -> pathlib.Path | None:
     return None
 
 
-def _named_by(path: pathlib.Path, *, follow_strings: bool) -> list[str]:
-    """The modules of the project that a module imports or names."""
-    imported, named = _mentions(path)
-    mentioned = imported + (named if follow_strings else ())
-    return [name for reference in mentioned for name in _modules_of(reference)]
-
-
 @functools.cache
-def _mentions(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a source imports, and what its strings name."""
+def _named_by(path: pathlib.Path, *, follow_strings: bool) -> tuple[str, ...]:
+    """The modules of the project that a module imports or, in strings, names."""
     source = _content(path).decode()
-    imported: set[str] = set()
+    mentioned = set(_NAMED.findall(source)) if follow_strings else set()
     for statement in _statements(ast.parse(source)):
         if isinstance(statement, ast.Import):
-            imported.update(alias.name for alias in statement.names)
+            mentioned.update(alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom) and statement.module:
-            imported.update(f"{statement.module}.{alias.name}" for alias in statement.names)
-    return tuple(sorted(imported)), tuple(sorted(set(_NAMED.findall(source))))
+            mentioned.update(f"{statement.module}.{alias.name}" for alias in statement.names)
+    return tuple(name for reference in sorted(mentioned) for name in _modules_of(reference))
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:

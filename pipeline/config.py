@@ -409,9 +409,8 @@ class PipelineConfig(Settings):
 
     def max_mse(self) -> float:
         """The absolute bound on the mean MSE."""
-        if self.evaluator.max_mse is not None:
-            return self.evaluator.max_mse
-        return self.model.spec.max_mse
+        own = self.evaluator.max_mse
+        return own if own is not None else self.model.spec.max_mse
 
 
 def load(path: str | None, assignments: Sequence[str] = ()) -> PipelineConfig:
@@ -430,9 +429,7 @@ def load(path: str | None, assignments: Sequence[str] = ()) -> PipelineConfig:
 
 def read(path: str | None, assignments: Sequence[str] = ()) -> dict[str, Any]:
     """What :func:`load` parses: the file's mapping with the assignments in it."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(path)
+    values = {} if path is None else _read_yaml(path)
     for assignment in assignments:
         assign(values, assignment)
     return values
@@ -441,8 +438,7 @@ def read(path: str | None, assignments: Sequence[str] = ()) -> dict[str, Any]:
 def parse(values: Mapping[str, Any], where: str = "configuration") -> PipelineConfig:
     """Checks a mapping and makes a configuration of it; see :func:`load`."""
     choice = _parse_model(values.get("model"), where)
-    config = _validate(PipelineConfig, {**values, "model": choice}, where)
-    return config
+    return _validate(PipelineConfig, {**values, "model": choice}, where)
 
 
 def check_labels(config: PipelineConfig, labelled: int) -> None:
@@ -543,10 +539,9 @@ def _parse_model(value: Any, where: str) -> ModelChoice:
         spec = get_model_spec(str(given.pop("name", DEFAULT_MODEL)))
     except UnknownModelError as e:
         raise UserError(f"{where}: {e}") from None
-    reference = spec.hyperparameters
-    hyperparameters = _validate(
-        type(reference), {**dict(reference), **given}, f"{where}: model {spec.name!r}", "model"
-    )
+    values = {**dict(spec.hyperparameters), **given}
+    where = f"{where}: model {spec.name!r}"
+    hyperparameters = _validate(type(spec.hyperparameters), values, where, "model")
     return ModelChoice(name=spec.name, hyperparameters=hyperparameters)
 
 

@@ -9,13 +9,13 @@ import os
 import time
 from typing import Any
 
-from ml_metadata import metadata_store
+from ml_metadata.metadata_store import MetadataStore
 from ml_metadata.proto import metadata_store_pb2
+from ml_metadata.proto.metadata_store_pb2 import Artifact, Event, Execution
 
 _RUN_CONTEXT = "pipeline_run"
 _NODE_CONTEXT = "node"
-_STATES = metadata_store_pb2.Execution
-FINISHED = (_STATES.COMPLETE, _STATES.CACHED)
+FINISHED = (Execution.COMPLETE, Execution.CACHED)
 # On an InfraBlessing that was refused for what another measurement may not find
 # (components.serving_validator, which takes longer to import).
 REFUSED_FOR = "refused_for"
@@ -72,66 +72,59 @@ def artifacts_folder(root: str) -> str:
     return os.path.join(os.path.abspath(root), "pipeline")
 
 
-def open_store(path: str) -> metadata_store.MetadataStore:
+def open_store(path: str) -> MetadataStore:
     """Opens the SQLite store at ``path``."""
     config = metadata_store_pb2.ConnectionConfig()
     config.sqlite.filename_uri = path
     config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READWRITE
-    return metadata_store.MetadataStore(config)
+    return MetadataStore(config)
 
 
-def runs(store: metadata_store.MetadataStore) -> list[RunRecord]:
+def runs(store: MetadataStore) -> list[RunRecord]:
     """All runs in the store, oldest first."""
-    records = [_record(store, c) for c in store.get_contexts_by_type(_RUN_CONTEXT)]
+    records = [_record(store, c.name) for c in store.get_contexts_by_type(_RUN_CONTEXT)]
     found = [r for r in records if r is not None]
     return sorted(found, key=lambda r: (r.started, r.run_id))
 
 
-def run(store: metadata_store.MetadataStore, run_id: str) -> RunRecord:
+def run(store: MetadataStore, run_id: str) -> RunRecord:
     """The run called ``run_id``.
 
     Raises:
       KeyError: No such run.
     """
-    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
-    record = _record(store, context) if context is not None else None
+    record = _record(store, run_id)
     if record is None:
         raise KeyError(run_id)
     return record
 
 
-def node_executions(
-    store: metadata_store.MetadataStore, run_id: str, node_id: str
-) -> list[metadata_store_pb2.Execution]:
+def node_executions(store: MetadataStore, run_id: str, node_id: str) -> list[Execution]:
     """The executions of a node in a run, one an attempt, oldest first."""
-    context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
-    if context is None:
-        return []
-    executions = store.get_executions_by_context(context.id)
-    return sorted((e for e in executions if _node_id(store, e) == node_id), key=lambda e: e.id)
+    return [e for e in _executions(store, run_id) if _node_id(store, e) == node_id]
 
 
-def run_outputs(
-    store: metadata_store.MetadataStore, run_id: str, type_name: str
-) -> list[metadata_store_pb2.Artifact]:
+def run_outputs(store: MetadataStore, run_id: str, type_name: str) -> list[Artifact]:
     """The artifacts of a type that the nodes of a run put out."""
+    return _outputs(store, _executions(store, run_id), type_name)
+
+
+def _executions(store: MetadataStore, run_id: str) -> list[Execution]:
+    """All executions of a run, oldest first; none where there is no such run."""
     context = store.get_context_by_type_and_name(_RUN_CONTEXT, run_id)
-    if context is None:
-        return []
-    return _outputs(store, store.get_executions_by_context(context.id), type_name)
+    found = store.get_executions_by_context(context.id) if context is not None else []
+    return sorted(found, key=lambda e: e.id)
 
 
-def _record(
-    store: metadata_store.MetadataStore, context: metadata_store_pb2.Context
-) -> RunRecord | None:
-    executions = sorted(store.get_executions_by_context(context.id), key=lambda e: e.id)
+def _record(store: MetadataStore, run_id: str) -> RunRecord | None:
+    executions = _executions(store, run_id)
     if not executions:
         return None
     components = []
     for execution in executions:
         elapsed = execution.last_update_time_since_epoch - execution.create_time_since_epoch
-        cached = execution.last_known_state == _STATES.CACHED
-        name = _STATES.State.Name(execution.last_known_state).lower()
+        name = Execution.State.Name(execution.last_known_state).lower()
+        cached = execution.last_known_state == Execution.CACHED
         seconds = 0.0 if cached else elapsed / 1000
         components.append(ComponentRecord(_node_id(store, execution), seconds, cached, name))
     reports = _outputs(store, executions, "RunReport")
@@ -141,7 +134,7 @@ def _record(
         if a.custom_properties["pushed"].int_value
     ]
     states = [e.last_known_state for e in executions]
-    if any(s in (_STATES.FAILED, _STATES.CANCELED) for s in states):
+    if any(s in (Execution.FAILED, Execution.CANCELED) for s in states):
         state = "failed"
     elif all(s in FINISHED for s in states) and reports:
         state = "complete"
@@ -151,42 +144,38 @@ def _record(
         state = "running"
     push = pushes[-1].custom_properties if pushes else None
     return RunRecord(
-        run_id=context.name,
+        run_id=run_id,
         started=datetime.datetime.fromtimestamp(executions[0].create_time_since_epoch / 1000),
         state=state,
         components=components,
-        properties=_report_properties(reports[-1]) if reports else {},
+        properties=_figures(reports[-1]) if reports else {},
         report_uri=reports[-1].uri if reports else None,
         pushed_version=push["pushed_version"].string_value if push else None,
         pushed_path=push["pushed_destination"].string_value if push else None,
     )
 
 
-def _outputs(
-    store: metadata_store.MetadataStore,
-    executions: list[metadata_store_pb2.Execution],
-    type_name: str,
-) -> list[metadata_store_pb2.Artifact]:
-    outputs = (metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.DECLARED_OUTPUT)
+def _outputs(store: MetadataStore, executions: list[Execution], type_name: str) -> list[Artifact]:
+    outputs = (Event.OUTPUT, Event.DECLARED_OUTPUT)
     events = store.get_events_by_execution_ids([e.id for e in executions])
     ids = [event.artifact_id for event in events if event.type in outputs]
     artifacts = store.get_artifacts_by_id(sorted(set(ids)))
     return [a for a in artifacts if a.type == type_name]
 
 
-def _node_id(store: metadata_store.MetadataStore, execution: metadata_store_pb2.Execution) -> str:
+def _node_id(store: MetadataStore, execution: Execution) -> str:
     for context in store.get_contexts_by_execution(execution.id):
         if context.type == _NODE_CONTEXT:
             return context.name.split(".", 1)[1]
     return execution.type.rsplit(".", 1)[-1]
 
 
-def _stopped(drift: metadata_store_pb2.Artifact) -> bool:
+def _stopped(drift: Artifact) -> bool:
     properties = drift.custom_properties
     return properties["verdict"].string_value != "train" or bool(properties["coalesced"].int_value)
 
 
-def values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
+def values(artifact: Artifact) -> dict[str, Any]:
     """The custom properties of an artifact, by name."""
     return {
         key: getattr(value, value.WhichOneof("value"))
@@ -194,28 +183,29 @@ def values(artifact: metadata_store_pb2.Artifact) -> dict[str, Any]:
     }
 
 
-def _report_properties(report: metadata_store_pb2.Artifact) -> dict[str, Any]:
+def _figures(report: Artifact) -> dict[str, Any]:
     found = values(report)
-    figures = json.loads(found.pop("figures", "{}"))
-    return {**found, **figures}
+    return {**found, **json.loads(found.pop("figures", "{}"))}
 
 
-def mark_interrupted(store: metadata_store.MetadataStore) -> list[int]:
+def mark_interrupted(store: MetadataStore) -> list[int]:
     """Marks executions that were killed as failed.
 
     Call it only where no run can be under way.
     """
     interrupted = [
-        e for e in store.get_executions() if e.last_known_state in (_STATES.NEW, _STATES.RUNNING)
+        e
+        for e in store.get_executions()
+        if e.last_known_state in (Execution.NEW, Execution.RUNNING)
     ]
     for execution in interrupted:
-        execution.last_known_state = _STATES.FAILED
+        execution.last_known_state = Execution.FAILED
     if interrupted:
         store.put_executions(interrupted)
     return [e.id for e in interrupted]
 
 
-def missing_pushes(store: metadata_store.MetadataStore) -> list[str]:
+def missing_pushes(store: MetadataStore) -> list[str]:
     """URIs of PushedModel artifacts whose pushed version is no longer there."""
     return [
         artifact.uri
@@ -225,7 +215,7 @@ def missing_pushes(store: metadata_store.MetadataStore) -> list[str]:
     ]
 
 
-def forget_refusals(store: metadata_store.MetadataStore, *, in_use_for: float = 0.0) -> int:
+def forget_refusals(store: MetadataStore, *, in_use_for: float = 0.0) -> int:
     """Keeps TFX's cache from answering with a refusal that a busy machine may have caused.
 
     The verdicts stay known, but are marked as deleted, which the cache takes for
@@ -238,27 +228,24 @@ def forget_refusals(store: metadata_store.MetadataStore, *, in_use_for: float = 
     Returns:
       How many there were.
     """
-    live = metadata_store_pb2.Artifact.LIVE
     refusals = [
         artifact
         for artifact in _of_type(store, "InfraBlessing")
-        if artifact.state == live and REFUSED_FOR in artifact.custom_properties
+        if artifact.state == Artifact.LIVE and REFUSED_FOR in artifact.custom_properties
     ]
     if in_use_for:
         events = store.get_events_by_artifact_ids([a.id for a in refusals]) if refusals else []
-        read = {e.artifact_id for e in events if e.type == metadata_store_pb2.Event.INPUT}
+        read = {e.artifact_id for e in events if e.type == Event.INPUT}
         oldest = (time.time() - in_use_for) * 1000
         refusals = [a for a in refusals if a.id in read or a.create_time_since_epoch < oldest]
     for artifact in refusals:
-        artifact.state = metadata_store_pb2.Artifact.DELETED
+        artifact.state = Artifact.DELETED
     if refusals:
         store.put_artifacts(refusals)
     return len(refusals)
 
 
-def _of_type(
-    store: metadata_store.MetadataStore, type_name: str
-) -> list[metadata_store_pb2.Artifact]:
+def _of_type(store: MetadataStore, type_name: str) -> list[Artifact]:
     if not any(t.name == type_name for t in store.get_artifact_types()):
         return []
     return list(store.get_artifacts_by_type(type_name))

@@ -13,12 +13,12 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from ml_metadata.proto import metadata_store_pb2
+from ml_metadata.proto.metadata_store_pb2 import ConnectionConfig, Execution
 from tfx.dsl.compiler import compiler, constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
 from tfx.orchestration.portable import launcher, runtime_parameter_utils
-from tfx.proto.orchestration import pipeline_pb2
+from tfx.proto.orchestration.pipeline_pb2 import Pipeline, PipelineNode
 
 from components.mnist_example_gen import datasets
 from components.report.component import PAGE_FILE, SUMMARY_FILE
@@ -63,16 +63,11 @@ def run(
 ) -> dict[str, Any]:
     """Runs the pipeline once; the caller holds the lock of ``config.root``.
 
-    Args:
-      run_id: Of the run; made of the time when None.
-
     Returns:
       The result as ``mnist-ae run --json`` prints it.
 
     Raises:
-      UserError: The folder cannot be written.
-      RunError: A component failed.
-      Error: As raised by a component.
+      Error: A component failed, or the disk is full.
     """
     run_id = run_id or new_run_id()
     recover(config)
@@ -83,7 +78,7 @@ def run(
 
 
 def launch(
-    ir: pipeline_pb2.Pipeline,
+    ir: Pipeline,
     run_id: str,
     *,
     listener: NodeListener | None = None,
@@ -104,41 +99,41 @@ def launch(
     timings = []
     for node in ir.nodes:
         node_id = node.pipeline_node.node_info.id
-        watched = listener if not is_resolver(ir, node_id) else None
-        if watched:
-            watched.started(node_id)
+        resolver = is_resolver(ir, node_id)
+        if listener and not resolver:
+            listener.started(node_id)
         _logger.info("%s starts", node_id)
         started = time.monotonic()
         launch_node(ir, node_id, connection)
         cached = _finished_from_cache(connection, run_id, node_id)
-        timing = NodeTiming(node_id, time.monotonic() - started, cached)
-        if watched:
-            watched.finished(node_id, timing.seconds, cached)
-        if not is_resolver(ir, node_id):
-            timings.append(timing)
-            if until(node_id):
-                break
+        if resolver:
+            continue
+        timings.append(NodeTiming(node_id, time.monotonic() - started, cached))
+        if listener:
+            listener.finished(node_id, timings[-1].seconds, cached)
+        if until(node_id):
+            break
     return timings
 
 
-def begin(ir: pipeline_pb2.Pipeline, run_id: str) -> None:
+def begin(ir: Pipeline, run_id: str) -> None:
     """Makes a compiled pipeline that of one run."""
     runtime_parameter_utils.substitute_runtime_parameter(
         ir, {constants.PIPELINE_RUN_ID_PARAMETER_NAME: run_id}
     )
 
 
-def find_node(ir: pipeline_pb2.Pipeline, node_id: str) -> pipeline_pb2.PipelineNode:
+def find_node(ir: Pipeline, node_id: str) -> PipelineNode:
     """A node of a compiled pipeline; StopIteration where it has none of that name."""
     return next(n.pipeline_node for n in ir.nodes if n.pipeline_node.node_info.id == node_id)
 
 
-def is_resolver(ir: pipeline_pb2.Pipeline, node_id: str) -> bool:
+def is_resolver(ir: Pipeline, node_id: str) -> bool:
     """Whether a node only looks things up, and leaves no execution where it finds nothing."""
     return find_node(ir, node_id).node_info.type.name == _RESOLVER_TYPE
 
 
-def launch_node(ir: pipeline_pb2.Pipeline, node_id: str, connection: Any) -> None:
+def launch_node(ir: Pipeline, node_id: str, connection: Any) -> None:
     """Launches one node against an ML Metadata store, as TFX's LocalDagRunner does.
 
     Raises:
@@ -154,9 +149,9 @@ def launch_node(ir: pipeline_pb2.Pipeline, node_id: str, connection: Any) -> Non
             executor_spec=runner_utils.extract_executor_spec(deployment, node_id),
             custom_driver_spec=runner_utils.extract_custom_driver_spec(deployment, node_id),
         ).launch()
+    except Error:
+        raise
     except Exception as e:
-        if isinstance(e, Error):
-            raise
         _logger.exception("%s failed", node_id)
         if files.is_disk_full(e):
             raise UserError(
@@ -185,16 +180,14 @@ def result(config: PipelineConfig, run_id: str, timings: list[NodeTiming]) -> di
     }
 
 
-def _finished_from_cache(
-    connection: metadata_store_pb2.ConnectionConfig, run_id: str, node_id: str
-) -> bool:
+def _finished_from_cache(connection: ConnectionConfig, run_id: str, node_id: str) -> bool:
     """Whether a node was answered from the cache; fails if it did not finish."""
     with metadata.Metadata(connection) as handle:
         executions = history.node_executions(handle.store, run_id, node_id)
     state = executions[-1].last_known_state if executions else None
     if state not in history.FINISHED:
         raise RunError(f"{node_id} did not run: an input is missing; see the log")
-    return state == metadata_store_pb2.Execution.CACHED
+    return state == Execution.CACHED
 
 
 def recover(config: PipelineConfig) -> None:

@@ -12,7 +12,7 @@ from serving import files
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def writing(path: files.Path) -> Iterator[BinaryIO]:
     """A file that takes the place of ``path`` when the block ends well.
 
     Raises:
@@ -25,7 +25,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise UserError(f"{os.fspath(path)}: cannot be written ({e.strerror})") from None
 
 
-def write(path: str | os.PathLike[str], text: str) -> None:
+def write(path: files.Path, text: str) -> None:
     """Replaces a text file; see :func:`writing`."""
     with writing(path) as file:
         file.write(text.encode())

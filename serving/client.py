@@ -10,7 +10,7 @@ neither TensorFlow nor TFX.
 
 from __future__ import annotations
 
-import collections
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -132,10 +132,8 @@ class ReconstructionClient:
         sample_max_bytes: int = sampling.DEFAULT_MAX_BYTES,
         transport: Transport | None = None,
     ) -> None:
-        if version is not None and label is not None:
-            raise errors.InputError("give a version or a label, not both")
-        if version is not None and not 0 <= version < 2**63:
-            raise errors.InputError(f"version {version} is not a version number")
+        if version is not None and (label is not None or not 0 <= version < 2**63):
+            raise errors.InputError("give a version, 0 to 2**63 - 1, or a label")
         if batch_size < 1 or not timeout > 0 or retries < 0:
             raise errors.InputError("batch_size and timeout must be positive, retries not negative")
         if transport is None:
@@ -244,9 +242,7 @@ class ReconstructionClient:
 
     def answering(self) -> int:
         """The version that answers now."""
-        version = self._transport.pinned().address.version
-        assert version is not None
-        return version
+        return self._transport.metadata()[0]
 
     def status(self) -> list[VersionStatus]:
         """The model's versions on the server, highest first."""
@@ -254,13 +250,10 @@ class ReconstructionClient:
 
     def metadata(self) -> dict[str, SignatureInfo]:
         """The model's signatures by name."""
-        definitions = self._transport.signature_defs().signature_def
+        _, definitions = self._transport.metadata()
         return {
-            key: SignatureInfo(
-                _tensor_specs(definitions[key].inputs),
-                _tensor_specs(definitions[key].outputs),
-            )
-            for key in sorted(definitions)
+            key: SignatureInfo(_tensor_specs(item.inputs), _tensor_specs(item.outputs))
+            for key, item in sorted(definitions.signature_def.items())
             if not key.startswith("__")
         }
 
@@ -323,15 +316,9 @@ class ReconstructionClient:
         transport: Transport | None = None,
     ) -> Iterator[Mapping[str, Array]]:
         """Calls a signature for each batch, several under way, answers in order."""
-        sent: collections.deque[Mapping[str, Array]] = collections.deque()
-
-        def noted() -> Iterator[Mapping[str, Array]]:
-            for batch in batches:
-                sent.append(batch)
-                yield batch
-
-        for answer in (transport or self._transport).predict_many(signature, noted(), outputs):
-            batch = sent.popleft()
+        sent, batches = itertools.tee(batches)
+        answers = (transport or self._transport).predict_many(signature, batches, outputs)
+        for answer, batch in zip(answers, sent):
             if self._sampler is not None:
                 self._sampler.offer(signature, batch)
             yield answer
@@ -379,11 +366,6 @@ def _images(images: npt.ArrayLike) -> Array:
 
 def _tensor_specs(infos: Any) -> dict[str, TensorSpec]:
     return {
-        alias: TensorSpec(
-            wire.type_name(infos[alias].dtype),
-            None
-            if infos[alias].tensor_shape.unknown_rank
-            else tuple(dim.size for dim in infos[alias].tensor_shape.dim),
-        )
-        for alias in sorted(infos)
+        alias: TensorSpec(wire.type_name(info.dtype), wire.shape_of(info.tensor_shape))
+        for alias, info in sorted(infos.items())
     }

@@ -44,17 +44,14 @@ class FolderTransport(Transport):
         except StatusError as error:
             raise translate(error.code.name, error.message, self.address) from None
 
-    def answering(self) -> int:
-        """The one version."""
-        return self._servable.version
-
     def status(self) -> list[VersionStatus]:
         """The one version, loaded."""
         return [VersionStatus(self._servable.version, "AVAILABLE")]
 
-    def signature_defs(self) -> Any:
-        """The model's ``SignatureDefMap``."""
-        return protos.SignatureDefMap.FromString(self._servable.signature_defs)
+    def metadata(self) -> tuple[int, Any]:
+        """The one version, and its ``SignatureDefMap``."""
+        definitions = protos.SignatureDefMap.FromString(self._servable.signature_defs)
+        return self._servable.version, definitions
 
     def close(self) -> None:
         """Unloads it."""

@@ -80,15 +80,8 @@ class GrpcTransport(Transport):
 
     def request(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> bytes:
         """A serialised ``PredictRequest`` to this model."""
-        address = self.address
-        request = wire.predict_request(
-            address.model,
-            signature,
-            inputs,
-            outputs,
-            version=address.version,
-            label=address.label,
-        )
+        model, choice = self.address.model, (self.address.version, self.address.label)
+        request = wire.predict_request(model, signature, inputs, outputs, *choice)
         return request.SerializeToString()
 
     def predict_serialised(self, request: bytes) -> bytes:
@@ -112,23 +105,18 @@ class GrpcTransport(Transport):
             for future in waiting:
                 future.cancel()
 
-    def answering(self) -> int:
-        """The version that answers now."""
-        return int(self._metadata(None, self.address.label).model_spec.version.value)
-
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
         request = protos.GetModelStatusRequest()
-        request.model_spec.name = self.address.model
-        if self.address.version is not None:
-            request.model_spec.version.value = self.address.version
+        wire.fill_spec(request.model_spec, self.address.model, self.address.version)
         data = self._call(MODEL_SERVICE, "GetModelStatus", request)
         return statuses_of(protos.GetModelStatusResponse.FromString(data))
 
-    def signature_defs(self) -> Any:
-        """The model's ``SignatureDefMap``."""
+    def metadata(self) -> tuple[int, Any]:
+        """The version that answers now, and its ``SignatureDefMap``."""
         response = self._metadata(self.address.version, self.address.label)
-        return protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+        definitions = protos.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+        return int(response.model_spec.version.value), definitions
 
     def version_of(self, label: str) -> int | None:
         """The version that answers for a label, or None; the status tells no labels."""
@@ -139,11 +127,7 @@ class GrpcTransport(Transport):
 
     def _metadata(self, version: int | None, label: str | None) -> Any:
         request = protos.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = self.address.model
-        if version is not None:
-            request.model_spec.version.value = version
-        elif label is not None:
-            request.model_spec.version_label = label
+        wire.fill_spec(request.model_spec, self.address.model, version, label)
         data = self._call(PREDICTION_SERVICE, "GetModelMetadata", request)
         return protos.GetModelMetadataResponse.FromString(data)
 

@@ -84,7 +84,7 @@ def load(path: str | pathlib.Path, invert: Invert = "auto") -> Loaded:
         inverted = invert == "yes"
     else:
         grey = _load_picture(path)
-        inverted = invert == "yes" or (invert == "auto" and _is_light(grey))
+        inverted = invert == "yes" or (invert == "auto" and _ground(grey) > 127)
         images = grey[None]
     if inverted:
         images = 255 - images
@@ -146,9 +146,9 @@ def _to_grey(picture: Image.Image) -> Array:
     return np.array(picture.convert("L"))
 
 
-def _is_light(grey: Array) -> bool:
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return float(np.median(border)) > 127
+def _ground(grey: Array) -> float:
+    """The grey level of an image's border."""
+    return float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
 
 
 def _fit(image: Array) -> Array:
@@ -158,8 +158,7 @@ def _fit(image: Array) -> Array:
     scale = min(IMAGE_HEIGHT / height, IMAGE_WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), int(np.median(border)))
+    canvas = Image.new("L", (IMAGE_WIDTH, IMAGE_HEIGHT), int(_ground(image)))
     canvas.paste(picture, ((IMAGE_WIDTH - size[0]) // 2, (IMAGE_HEIGHT - size[1]) // 2))
     return np.array(canvas)
 
@@ -169,13 +168,13 @@ def to_bytes(images: Array) -> Array:
     return np.clip(np.rint(np.nan_to_num(images) * 255.0), 0, 255).astype(np.uint8)
 
 
-def sheet(images: Array, columns: int) -> Array:
+def sheet(images: Array, columns: int, *, gap: int = _GAP, ground: int = GROUND) -> Array:
     """Images [n, h, w] or [n, h, w, 3] side by side, row by row; the last may be shorter."""
     count, height, width = images.shape[:3]
-    across, down = width + _GAP, height + _GAP
+    across, down = width + gap, height + gap
     rows = max(1, -(-count // columns))
-    shape = (rows * down - _GAP, columns * across - _GAP, *images.shape[3:])
-    canvas = np.full(shape, GROUND, np.uint8)
+    shape = (rows * down - gap, columns * across - gap, *images.shape[3:])
+    canvas = np.full(shape, ground, np.uint8)
     for i, image in enumerate(images):
         top, left = (i // columns) * down, (i % columns) * across
         canvas[top : top + height, left : left + width] = image

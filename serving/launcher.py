@@ -12,6 +12,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def choose(wanted: str) -> tuple[str, str]:
             )
         return "binary", f"{binary}"
     why_not = _docker_problem()
-    if why_not is None:
+    if not why_not:
         return "docker", docker_image()
     if wanted == "docker":
         raise ServerStartError(f"Docker cannot be used: {why_not}; use --backend embedded")
@@ -114,31 +115,28 @@ def docker_image() -> str:
     return "tensorflow/serving:latest"
 
 
-def _docker_problem() -> str | None:
+def _docker_problem() -> str:
+    """Why ``docker run`` would not work, empty when it would; fetches the image."""
     if not shutil.which("docker"):
         return "Docker is not installed"
+
+    def docker(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        return subprocess.run(["docker", *arguments], check=False, **options)
+
     try:
-        done = subprocess.run(
-            ["docker", "info", "--format", "{{.ServerVersion}}"],
-            capture_output=True,
-            text=True,
-            timeout=_DOCKER_PATIENCE,
-            check=False,
-        )
+        done = docker("info", "--format", "{{.ServerVersion}}", timeout=_DOCKER_PATIENCE)
     except (OSError, subprocess.TimeoutExpired):
         return "Docker does not answer"
-    if done.returncode != 0 or not done.stdout.strip():
+    if done.returncode or not done.stdout.strip():
         return "Docker does not answer"
     image = docker_image()
-    have = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
-    if have.returncode == 0:
-        return None
+    if docker("image", "inspect", image).returncode == 0:
+        return ""
     # Its progress is for who waits; why it failed is told in our own line.
-    pulled = subprocess.run(
-        ["docker", "pull", image], stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
-    )
+    pulled = docker("pull", image, stdout=sys.stderr)
     if pulled.returncode == 0:
-        return None
+        return ""
     reason = (pulled.stderr.strip().splitlines() or ["no reason given"])[-1]
     return f"{image} cannot be pulled ({reason})"
 
@@ -174,17 +172,8 @@ def serve(plan: Plan, backend: str, say: Callable[[str], None] = print) -> int:
 
 
 def binary_command(plan: Plan) -> list[str]:
-    """The command line of ``tensorflow_model_server``.
-
-    The flags mend what people trip over: loads in their own threads, a failed
-    load tried again soon, enough gRPC threads (docs/serving.md).
-    """
-    return [
-        BINARY,
-        f"--port={plan.port}",
-        f"--rest_api_port={plan.rest_port}",
-        *_model_flags(plan),
-    ]
+    """The command line of ``tensorflow_model_server``."""
+    return [BINARY, *_flags(plan, plan.port, plan.rest_port)]
 
 
 def docker_command(plan: Plan) -> list[str]:
@@ -198,8 +187,7 @@ def docker_command(plan: Plan) -> list[str]:
     volumes = [f"--volume={path}:{inside}:ro" for inside, path in sorted(mounts.items())]
     ports = [f"{plan.host}:{plan.port}:8500", f"{plan.host}:{plan.rest_port}:8501"]
     run = ["docker", "run", "--rm", "--init", *(f"--publish={port}" for port in ports), *volumes]
-    served = ["--port=8500", "--rest_api_port=8501", *_model_flags(plan)]
-    return [*run, "--entrypoint", BINARY, docker_image(), *served]
+    return [*run, "--entrypoint", BINARY, docker_image(), *_flags(plan, 8500, 8501)]
 
 
 def _paths_inside(plan: Plan) -> dict[str, str]:
@@ -233,7 +221,12 @@ def _listed(plan: Plan, backend: str, say: Callable[[str], None]) -> Plan:
     return plan
 
 
-def _model_flags(plan: Plan) -> list[str]:
+def _flags(plan: Plan, port: int, rest_port: int) -> list[str]:
+    """TensorFlow Serving's flags.
+
+    They mend what people trip over: loads in their own threads, a failed load
+    tried again soon, enough gRPC threads (docs/serving.md).
+    """
     if plan.config_file is not None:
         models = [
             f"--model_config_file={plan.config_file.absolute()}",
@@ -243,11 +236,11 @@ def _model_flags(plan: Plan) -> list[str]:
     else:
         models = [f"--model_name={plan.folder.name}", f"--model_base_path={plan.folder.path}"]
     if plan.batching_file is not None:
-        models += [
-            "--enable_batching=true",
-            f"--batching_parameters_file={plan.batching_file.absolute()}",
-        ]
+        file = plan.batching_file.absolute()
+        models += ["--enable_batching=true", f"--batching_parameters_file={file}"]
     return [
+        f"--port={port}",
+        f"--rest_api_port={rest_port}",
         *models,
         "--num_load_threads=2",
         f"--max_num_load_retries={plan.options.get('max_load_retries', 2)}",
@@ -298,7 +291,10 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
         config_file=str(plan.config_file) if plan.config_file is not None else None,
         **plan.options,
     )
-    _allow_many_connections()
+    # A connection is an open file; as many as the system permits.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # TensorFlow's many objects stay: looking through them for garbage again and
     # again costs small requests a tenth of their time.
     gc.freeze()
@@ -309,23 +305,14 @@ def _serve_embedded(plan: Plan, say: Callable[[str], None]) -> int:
     with on_signals(quit_event.set):
         try:
             versions = server.models.available().get(plan.folder.name, [])
-            page = f"{_scheme(plan)}://{server.rest_address}/"
-            _announce(plan, server.address, server.rest_address or "", versions, page, say)
+            rest = f"http{'s' * bool(options.tls)}://{server.rest_address}"
+            _announce(plan, server.address, rest, versions, f"{rest}/", say)
             quit_event.wait()
             say("stopping: finishing the requests under way")
         finally:
             server.stop()
     say("stopped")
     return 0
-
-
-def _allow_many_connections() -> None:
-    """Raises the soft limit of open files to what the system permits."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -367,7 +354,7 @@ def _serve_process(command: Sequence[str], plan: Plan, say: Callable[[str], None
             versions = _await_process(process, transport, plan, stopping)
             if versions:
                 page = f"mnist-ae play --target {address} --model {plan.folder.name}"
-                _announce(plan, address, f"{host}:{plan.rest_port}", versions, page, say)
+                _announce(plan, address, f"http://{host}:{plan.rest_port}", versions, page, say)
             code = process.wait()
         except BaseException:
             process.terminate()
@@ -397,27 +384,24 @@ def _await_process(
     return []
 
 
-def _scheme(plan: Plan) -> str:
-    return "https" if plan.options.get("tls") is not None else "http"
-
-
 def _announce(
-    plan: Plan,
-    grpc: str,
-    rest: str,
-    versions: Sequence[int],
-    page: str,
-    say: Callable[[str], None],
+    plan: Plan, grpc: str, rest: str, versions: Sequence[int], page: str, say: Callable[[str], None]
 ) -> None:
+    """Says what is served where, and how to try it.
+
+    Args:
+      rest: With its scheme.
+      page: Where the page is, or what offers it.
+    """
     name = plan.folder.name
     numbers = ", ".join(map(str, sorted(versions)))
     say(f"serving {name}, version{'s' if len(versions) > 1 else ''} {numbers}")
     say(f"  gRPC {grpc}")
-    say(f"  REST {_scheme(plan)}://{rest}/v1/models/{name}")
+    say(f"  REST {rest}/v1/models/{name}")
     ours = (plan.folder.version_path(max(plan.folder.versions)) / contract.METADATA_FILE).is_file()
     if ours:
         say(f"  page {page}")
         say(f"try: mnist-ae predict IMAGE --target {grpc} --model {name} --out out/")
     else:
-        say(f"try: curl {_scheme(plan)}://{rest}/v1/models/{name}/metadata")
+        say(f"try: curl {rest}/v1/models/{name}/metadata")
     say("ready")

@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from serving import contract, errors
+from serving import contract, errors, wire
+from serving.standin import json_form
+from serving.standin.status import StatusError
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
+    from serving.uses.neighbours import HalfWhitening
 
 # Given a model's name and a version: the Parquet files of its image index, none where it has none.
 IndexOf = Callable[[str, int], Sequence[str]]
@@ -32,26 +35,11 @@ _NEIGHBOURS = 8
 # Of a request: a drawing is 3 kB, the longest code 30.
 _MAX_BYTES = 2**20
 _HERE = ("127.0.0.1", "localhost")
-# The calls that are passed on, and what comes back.
-_CALLS = {
-    contract.RECONSTRUCT: (
-        contract.RECONSTRUCTION,
-        contract.RECONSTRUCTION_ERROR,
-        contract.CODE,
-        contract.IS_ANOMALY,
-    ),
-    contract.SCORE: (contract.RECONSTRUCTION_ERROR, contract.IS_ANOMALY),
-    contract.ENCODE: (contract.CODE,),
-    contract.DECODE: (contract.RECONSTRUCTION,),
-    contract.GENERATE: (contract.IMAGES,),
-    contract.CLASSIFY: (contract.PROBABILITIES, contract.LABEL),
-}
-_TYPES = {
-    contract.IMAGES: np.uint8,
-    contract.CODE: np.float32,
-    contract.LABEL: np.int64,
-    contract.SEED: np.int64,
-}
+# The calls that are passed on.
+_CALLS = frozenset(
+    (contract.RECONSTRUCT, contract.SCORE, contract.ENCODE, contract.DECODE, contract.GENERATE,
+     contract.CLASSIFY)
+)  # fmt: skip
 
 
 class Served(NamedTuple):
@@ -95,7 +83,7 @@ class Page:
                 found = {name: served._asdict() for name, served in self._describe().items()}
                 return _json({"models": found})
             if path == "/play/neighbours" and method == "POST":
-                return _json({"neighbours": self._neighbours(_parse(body))})
+                return _json({"neighbours": self._neighbours(json_form.parse(body))})
         except errors.Error as error:
             return _refusal(error)
         return None
@@ -103,17 +91,14 @@ class Page:
     def _neighbours(self, asked: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """Of a code the nearest training images, nearest first; None without an index."""
         from serving.uses.columns import IMAGE, LABEL
-        from serving.uses.neighbours import HalfWhitening, nearest
+        from serving.uses.neighbours import nearest
 
-        name, code = asked.get("model"), _array(asked.get("code"), contract.CODE)
+        name, code = asked.get("model"), _code(asked.get("code"))
         served = self._describe().get(name) if isinstance(name, str) else None
-        index = self._index(name, served.version) if served else None
-        if index is None or code.shape != index[contract.CODE].shape[1:]:
+        found = self._index(name, served.version) if served else None
+        if found is None or code.shape != found[0][contract.CODE].shape[1:]:
             return None
-        if not np.isfinite(code).all():
-            raise errors.InputError("the code has values that are no numbers")
-        whiten = HalfWhitening([index[contract.CODE]])
-        codes = whiten(index[contract.CODE])
+        index, whiten, codes = found
         rows, distances = nearest(codes, whiten(code[np.newaxis]), _NEIGHBOURS)
         return [
             {
@@ -124,11 +109,19 @@ class Page:
             for row, distance in zip(rows[0], distances[0])
         ]
 
-    def _read_index(self, name: str, version: int) -> dict[str, np.ndarray] | None:
+    def _read_index(
+        self, name: str, version: int
+    ) -> tuple[dict[str, np.ndarray], HalfWhitening, np.ndarray] | None:
+        """An index, how its codes are compared, and its codes made ready for that."""
         from serving.uses.columns import IMAGE, LABEL, read_columns
+        from serving.uses.neighbours import HalfWhitening
 
         paths = self._index_of(name, version)
-        return read_columns(paths, (IMAGE, LABEL, contract.CODE)) if paths else None
+        if not paths:
+            return None
+        index = read_columns(paths, (IMAGE, LABEL, contract.CODE))
+        whiten = HalfWhitening([index[contract.CODE]])
+        return index, whiten, whiten(index[contract.CODE])
 
 
 class Proxy(http.server.ThreadingHTTPServer):
@@ -187,7 +180,7 @@ class Proxy(http.server.ThreadingHTTPServer):
             and urllib.parse.unquote(path) == f"/v1/models/{self._client.model}:predict"
         ):
             try:
-                return _json({"outputs": self._predict(_parse(body))})
+                return Answer(200, "application/json", self._predict(body))
             except errors.Error as error:
                 return _refusal(error)
         return _json({"error": f"there is nothing at {path[:200]}"}, 404)
@@ -196,20 +189,17 @@ class Proxy(http.server.ThreadingHTTPServer):
         signatures = {name: sorted(info.inputs) for name, info in self._client.metadata().items()}
         return {self._client.model: Served(self._client.answering(), signatures)}
 
-    def _predict(self, asked: Mapping[str, Any]) -> Any:
-        signature, inputs = asked.get("signature_name"), asked.get("inputs")
-        if (
-            not isinstance(signature, str)
-            or not isinstance(inputs, dict)
-            or signature not in _CALLS
-            or inputs.keys() - _TYPES.keys()
-        ):
-            raise errors.InputError(f"the page has no call of {signature!r} with these inputs")
-        outputs = _CALLS[signature]
-        arrays = {alias: _array(value, alias) for alias, value in inputs.items()}
-        found = self._client.call(signature, arrays, outputs)
-        plain = {alias: np.asarray(found[alias]).tolist() for alias in outputs}
-        return plain if len(plain) > 1 else plain[outputs[0]]
+    def _predict(self, body: bytes) -> str:
+        document = json_form.parse(body)
+        name = json_form.signature_name(document)
+        signature = self._client.metadata().get(name) if name in _CALLS else None
+        if signature is None:
+            raise errors.InputError(f"the page has no call of {name!r}")
+        types = {alias: wire.named_type(spec.dtype) for alias, spec in signature.inputs.items()}
+        inputs, by_row = json_form.to_inputs(document, types)
+        outputs = tuple(signature.outputs)
+        found = self._client.call(name, inputs, outputs)
+        return json_form.from_outputs({alias: found[alias] for alias in outputs}, by_row)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -253,30 +243,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _refusal(error: errors.Error) -> Answer:
     """The answer that says what went wrong: 400 where it was asked badly, else 502."""
-    return _json({"error": " ".join(str(error).split())}, 400 if error.exit_code == 2 else 502)
+    badly = error.exit_code == 2 or isinstance(error, StatusError | errors.InvalidRequestError)
+    return _json({"error": " ".join(str(error).split())}, 400 if badly else 502)
 
 
 def _json(document: Any, status: int = 200) -> Answer:
     return Answer(status, "application/json", json.dumps(document))
 
 
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise errors.InputError("the body is no JSON object")
-    return document
-
-
-def _array(value: Any, alias: str) -> np.ndarray:
-    """Nested lists as the input of that name; a number that it cannot hold is refused."""
-    wanted = _TYPES[alias]
-    with contextlib.suppress(ValueError), np.errstate(invalid="ignore", over="ignore"):
-        given = np.array(value)
-        if given.dtype.kind in "iuf":
-            array = given.astype(wanted)
-            if wanted is np.float32 or np.array_equal(array, given):
-                return array
-    raise errors.InputError(f"{alias!r} is no array of {wanted.__name__}")
+def _code(value: Any) -> np.ndarray:
+    with contextlib.suppress(ValueError, TypeError):
+        code = np.array(value, np.float32)
+        if np.isfinite(code).all():
+            return code
+    raise errors.InputError("the code is no array of numbers")

@@ -69,10 +69,6 @@ class RestTransport(Transport):
             )
         return {alias: np.array(named[alias]) for alias in outputs}
 
-    def answering(self) -> int:
-        """The version that answers now."""
-        return int(self._ask("GET", "/metadata")["model_spec"]["version"])
-
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
         from google.protobuf import json_format
@@ -80,12 +76,14 @@ class RestTransport(Transport):
         answer = self._ask("GET", "")
         return statuses_of(json_format.ParseDict(answer, protos.GetModelStatusResponse()))
 
-    def signature_defs(self) -> Any:
-        """The model's ``SignatureDefMap``."""
+    def metadata(self) -> tuple[int, Any]:
+        """The version that answers now, and its ``SignatureDefMap``."""
         from google.protobuf import json_format
 
-        answer = self._ask("GET", "/metadata")["metadata"]["signature_def"]
-        return json_format.ParseDict(answer, protos.SignatureDefMap(), ignore_unknown_fields=True)
+        answer = self._ask("GET", "/metadata")
+        known, definitions = answer["metadata"]["signature_def"], protos.SignatureDefMap()
+        json_format.ParseDict(known, definitions, ignore_unknown_fields=True)
+        return int(answer["model_spec"]["version"]), definitions
 
     def close(self) -> None:
         """Lets go of the connections."""

@@ -122,6 +122,11 @@ def labels_of(entry: Any | None) -> Labels | None:
     return Labels(labels[STABLE], labels.get(CANARY, labels[STABLE]), labels.get(PREVIOUS))
 
 
+def _listed(entry: Any) -> set[int]:
+    """The versions that a ``ModelConfig`` names, none where it takes the newest."""
+    return set(entry.model_version_policy.specific.versions)
+
+
 def ensure_listed(folder: locate.ModelFolder, file: ConfigFile) -> None:
     """Adds a model to the configuration, newest version served, where it is not in it yet.
 
@@ -205,7 +210,7 @@ class Replica:
         for version in sorted({*needed, *entry.version_labels.values()} - self.available):
             state = self.states.get(version)
             return f"version {version} is {'not there' if state is None else state.state}"
-        listed = set(entry.model_version_policy.specific.versions)
+        listed = _listed(entry)
         if listed and (extra := self.available - listed):
             return f"version {max(extra)} answers, too"
         return ""
@@ -338,7 +343,11 @@ class Rollout:
     @property
     def labels(self) -> Labels | None:
         """Where the labels are, or None before the first rollout."""
-        return labels_of(entry_of(self._config, self._folder.name))
+        return labels_of(self._entry)
+
+    @property
+    def _entry(self) -> Any | None:
+        return entry_of(self._config, self._folder.name)
 
     def canary(self, version: int) -> Labels:
         """Loads a version beside the stable one and labels it ``canary``.
@@ -412,20 +421,13 @@ class Rollout:
 
     def disagreements(self, replicas: Sequence[Replica]) -> dict[str, str]:
         """Address to what differs from the file, for the servers that do not follow it."""
-        entry = entry_of(self._config, self._folder.name)
+        entry = self._entry
         if entry is None:
             return {}
-        found = {replica.address: replica.disagreement(entry) for replica in replicas}
-        return {address: why for address, why in found.items() if why}
+        return {r.address: why for r in replicas if (why := r.disagreement(entry))}
 
     def _label_names(self) -> list[str]:
-        entry = entry_of(self._config, self._folder.name)
-        return sorted(entry.version_labels) if entry is not None else []
-
-    def _listed(self) -> set[int]:
-        """The versions that the file has loaded."""
-        entry = entry_of(self._config, self._folder.name)
-        return set() if entry is None else set(entry.model_version_policy.specific.versions)
+        return sorted(self._entry.version_labels) if self._entry is not None else []
 
     def _known(self, labels: Labels | None) -> Labels:
         if labels is None:
@@ -454,17 +456,13 @@ class Rollout:
 
     def _order(self, plan: Callable[[Labels | None], Labels]) -> Labels:
         """Carries an order out, alone; one that makes no sense writes nothing."""
-        self._check(plan(self.labels))
         with self._alone():
             self._config = self._file.read()
             labels = plan(self.labels)
-            self._check(labels)
+            for version in labels.as_dict().values():
+                self._folder.version_path(version)  # refuses one that is not there
             self._move(labels)
         return labels
-
-    def _check(self, labels: Labels) -> None:
-        for version in labels.as_dict().values():
-            self._folder.version_path(version)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -485,7 +483,7 @@ class Rollout:
         final = self._with(self._loaded(labels), wanted)
         both = {*self._loaded(labels), *(self._loaded(old) if old is not None else ())}
         if self._replicas is None:
-            if old is not None and not set(wanted.values()) <= self._listed():
+            if old is not None and not set(wanted.values()) <= _listed(self._entry):
                 # TensorFlow Serving refuses a file whole while one of its labels moves to a
                 # version that is not loaded, and goes on to load what an earlier one listed.
                 self._write(self._with(sorted(both), old.as_dict()))
@@ -514,7 +512,7 @@ class Rollout:
     ) -> None:
         """Has every server load versions, with the labels where they are."""
         undo = self._config
-        if entry_of(undo, self._folder.name) is None:
+        if self._entry is None:
             undo = self._with([], {})
         self._write(self._with(versions, old.as_dict() if old is not None else {}))
         try:
@@ -552,7 +550,7 @@ class Rollout:
           BehindError: Not all of them follow in time.
         """
         assert self._replicas is not None
-        entry = entry_of(self._config, self._folder.name)
+        entry = self._entry
         stale = {(r.address, n): item.error for r in before for n, item in r.states.items()}
         end = time.monotonic() + self._timeout
         asked: dict[str, float] = {}

@@ -37,32 +37,32 @@ class VersionStatus:
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
-    """Certificates of a client, as PEM files.
+    """Certificates of a client or a server, as PEM files.
 
     Attributes:
-      ca: The authority that signed the server's certificate.
-      certificate: The client's own chain, for mutual TLS.
+      ca: The authority that signed the other side's certificate.
+      certificate: The own chain; a client's for mutual TLS.
       key: Its private key.
     """
 
-    ca: str
+    ca: str | None
     certificate: str | None = None
     key: str | None = None
 
-    def read(self) -> tuple[bytes, bytes | None, bytes | None]:
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """The three files' contents.
 
         Raises:
           InputError: A file cannot be read.
         """
         try:
-            return (
-                pathlib.Path(self.ca).read_bytes(),
-                pathlib.Path(self.certificate).read_bytes() if self.certificate else None,
-                pathlib.Path(self.key).read_bytes() if self.key else None,
+            ca, certificate, key = (
+                pathlib.Path(path).read_bytes() if path else None
+                for path in (self.ca, self.certificate, self.key)
             )
         except OSError as error:
             raise errors.InputError(f"cannot read {error.filename}: {error.strerror}") from None
+        return ca, certificate, key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,20 +108,16 @@ class Transport(abc.ABC):
         if self.address.version is not None:
             return self
         pinned = copy.copy(self)
-        pinned.address = dataclasses.replace(self.address, version=self.answering(), label=None)
+        pinned.address = dataclasses.replace(self.address, version=self.metadata()[0], label=None)
         return pinned
-
-    @abc.abstractmethod
-    def answering(self) -> int:
-        """The version that answers now."""
 
     @abc.abstractmethod
     def status(self) -> list[VersionStatus]:
         """The model's versions, highest first."""
 
     @abc.abstractmethod
-    def signature_defs(self) -> Any:
-        """The model's ``SignatureDefMap``."""
+    def metadata(self) -> tuple[int, Any]:
+        """The version that answers now, and its ``SignatureDefMap``."""
 
     @abc.abstractmethod
     def close(self) -> None:

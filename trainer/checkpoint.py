@@ -34,14 +34,7 @@ class Checkpointer(keras.callbacks.Callback):
       history: Logs by epoch, of all phases.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        monitor: str | None,
-        patience: int,
-        min_seconds: float = 5.0,
-    ):
+    def __init__(self, path: str, *, monitor: str | None, patience: int, min_seconds: float = 5.0):
         """Makes the callback.
 
         Args:
@@ -89,10 +82,8 @@ class Checkpointer(keras.callbacks.Callback):
     def begin_phase(self, phase: int, *, last: bool) -> None:
         """Prepares for a phase; only the last one is watched for its best epoch.
 
-        Args:
-          phase: Its index. The phase that was interrupted goes on with its
-            weights and optimizers; call it on a compiled model.
-          last: Whether it is the last.
+        Call it on a compiled model: the phase that was interrupted goes on with its
+        weights and optimizers.
         """
         self._watching = last and self._monitor is not None
         if phase != self.phase:

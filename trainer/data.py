@@ -10,9 +10,10 @@ through Transform's graph. ``streaming`` keeps memory flat instead.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from components import features
@@ -22,7 +23,7 @@ _EVAL_BATCH = 1_000
 _STREAM_SHUFFLE = 50_000
 _STREAM_VALIDATION = 10_000
 
-TransformFn = Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
+Batch = tuple[tf.Tensor, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,86 @@ class Examples:
         """The same images with every label unknown."""
         return self.with_labels(np.full_like(self.labels, features.NO_LABEL))
 
+    @property
+    def labelled(self) -> Examples:
+        """Those whose label is known."""
+        return self.take(np.flatnonzero(self.labels != features.NO_LABEL))
+
+    def batches(self, key: tf.Tensor, batch_size: int, count: int) -> tf.data.Dataset:
+        """``count`` batches of row numbers, from a permutation that ``key`` decides."""
+        numbers = tf.range(len(self), dtype=tf.int64)
+        order = tf.random.experimental.stateless_shuffle(numbers, seed=key)
+        # A set smaller than a batch is repeated to fill it.
+        order = tf.gather(order, tf.range(count * batch_size) % len(self))
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(order, (count, batch_size)))
+
+    def load(self, batch: tf.Tensor) -> Batch:
+        """Images as bytes, and labels, of a batch of row numbers."""
+
+        def look_up(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            chosen = self.take(rows)
+            return chosen.images(), chosen.labels
+
+        # TensorFlow would hold every image as a string of its own, beside these.
+        return tf.numpy_function(look_up, [batch], (tf.string, tf.int64), stateful=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Training examples that stay on disk, every ``stride``-th set aside.
+
+    Memory stays flat whatever their number; the shuffle is as good as its
+    buffer, the rate a third to a half.
+
+    Attributes:
+      files: TFRecords of examples.
+      stride: One record in so many is for validation.
+      count: Number of the others.
+      shows_labels: Whether their labels may be seen.
+      labelled: Those few, in memory, whose labels may be seen where the others' may not.
+    """
+
+    files: tuple[str, ...]
+    stride: int
+    count: int
+    shows_labels: bool
+    labelled: Examples | None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def records(self, files: tf.Tensor, *, validation: bool) -> tf.data.Dataset:
+        """Serialized examples of one of the two parts, file by file."""
+
+        def part_of_file(file: tf.Tensor) -> tf.data.Dataset:
+            numbered = _records(file).enumerate()
+            chosen = numbered.filter(lambda i, _: (i % self.stride == 0) == validation)
+            return chosen.map(lambda _, record: record)
+
+        return tf.data.Dataset.from_tensor_slices(files).interleave(part_of_file, cycle_length=4)
+
+    def batches(self, key: tf.Tensor, batch_size: int, count: int) -> tf.data.Dataset:
+        """``count`` batches of serialized examples, in an order that ``key`` decides."""
+        files = tf.random.experimental.stateless_shuffle(tf.constant(self.files), seed=key)
+        return (
+            self.records(files, validation=False)
+            .batch(_STREAM_SHUFFLE)
+            # Dataset.shuffle takes no seed from a graph when TensorFlow's own seed is 0.
+            .map(lambda block: tf.random.experimental.stateless_shuffle(block, seed=key))
+            .unbatch()
+            .repeat()
+            .batch(batch_size, drop_remainder=True)
+            .take(count)
+        )
+
+    def load(self, batch: tf.Tensor) -> Batch:
+        """Images as bytes, and labels, of a batch of serialized examples."""
+        parsed = tf.io.parse_example(batch, features.feature_spec())
+        labels = parsed[features.LABEL]
+        if not self.shows_labels:
+            labels = tf.fill(tf.shape(labels), tf.constant(features.NO_LABEL, tf.int64))
+        return parsed[features.IMAGE], labels
+
 
 class Preprocessor:
     """Transform's graph, as a function of raw features.
@@ -70,14 +151,15 @@ class Preprocessor:
         """Loads the graph from Transform's ``transform_fn`` folder."""
         self.trackable = tf.saved_model.load(transform_savedmodel_dir)
 
-    def __call__(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Raw ``image`` string [n] and ``label`` int64 [n] to their transformed form."""
-        return self.trackable.transform_fn(raw)
+    def __call__(self, images: tf.Tensor, labels: tf.Tensor) -> Batch:
+        """Raw bytes string [n] to float32 [n, 28, 28] in [0, 1], and labels int64 [n]."""
+        out = self.trackable.transform_fn({features.IMAGE: images, features.LABEL: labels})
+        return out[features.IMAGE], out[features.LABEL]
 
     def images(self, raw_images: tf.Tensor) -> tf.Tensor:
         """Raw bytes string [n] to float32 [n, 28, 28] in [0, 1]."""
         labels = tf.fill(tf.shape(raw_images), tf.constant(features.NO_LABEL, tf.int64))
-        return self({features.IMAGE: raw_images, features.LABEL: labels})[features.IMAGE]
+        return self(raw_images, labels)[0]
 
 
 def read_examples(patterns: Sequence[str]) -> Examples:
@@ -91,12 +173,9 @@ def read_examples(patterns: Sequence[str]) -> Examples:
 
 def _collect(records: tf.data.Dataset) -> Examples:
     """Serialized examples into memory."""
-    dataset = records.batch(_READ_BATCH).map(
-        lambda serialized: tf.io.parse_example(serialized, features.feature_spec())
-    )
     pixels = np.empty((0, features.IMAGE_BYTES), np.uint8)
     labels = []
-    for batch in dataset.as_numpy_iterator():
+    for batch in _parsed(records, features.feature_spec()):
         new = np.frombuffer(b"".join(batch[features.IMAGE]), np.uint8)
         new = new.reshape(-1, features.IMAGE_BYTES)
         # In place: at no time is there a second copy of them all.
@@ -143,10 +222,7 @@ def mask_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         raise ValueError(f"labels={count}, but only {len(known)} training images have one")
     order = np.random.default_rng(seed).permutation(known)
     # The k-th image of every digit comes before any digit's (k+1)-th.
-    rank = np.empty(len(order), np.int64)
-    for digit in range(features.NUM_CLASSES):
-        of_digit = labels[order] == digit
-        rank[of_digit] = np.arange(of_digit.sum())
+    rank = pd.Series(order).groupby(labels[order]).cumcount()
     kept = order[np.argsort(rank, kind="stable")[:count]]
     masked = np.full_like(labels, features.NO_LABEL)
     masked[kept] = labels[kept]
@@ -177,13 +253,48 @@ def hide_labels(
     return training.with_labels(masked), validation.without_labels()
 
 
+def open_stream(
+    patterns: Sequence[str], fraction: float, budget: int | None, seed: int
+) -> tuple[Stream, Examples]:
+    """Splits examples on disk, reading them once for their labels and once for those it keeps.
+
+    Args:
+      patterns: Patterns of the files.
+      fraction: Part that is set aside.
+      budget: How many labels the model may see; None is all. See :func:`hide_labels`.
+      seed: Which ones.
+
+    Returns:
+      The training part, and up to 10,000 examples of the validation part.
+    """
+    files = tuple(_files(patterns))
+    stride = max(2, round(1 / fraction))
+    label = {features.LABEL: features.feature_spec()[features.LABEL]}
+    labels, trained = [], []
+    for file in files:
+        found = [batch[features.LABEL] for batch in _parsed(_records(file), label)]
+        labels.append(np.concatenate([np.zeros(0, np.int64), *found]))
+        trained.append(np.arange(len(labels[-1])) % stride != 0)
+    in_training = np.concatenate(trained)
+    labelled = None
+    if budget:
+        candidates = np.where(in_training, np.concatenate(labels), features.NO_LABEL)
+        wanted = mask_labels(candidates, budget, seed) != features.NO_LABEL
+        chosen = _records(list(files)).enumerate().filter(lambda i, _: tf.gather(wanted, i))
+        labelled = _collect(chosen.map(lambda _, record: record))
+    stream = Stream(files, stride, int(in_training.sum()), budget is None, labelled)
+    records = stream.records(tf.constant(files), validation=True)
+    validation = _collect(records.take(_STREAM_VALIDATION))
+    return stream, validation if budget is None else validation.without_labels()
+
+
 def steps_per_epoch(count: int, batch_size: int, replicas: int) -> int:
     """Optimizer steps an epoch; the remainder of each permutation is left out."""
     return max(1, count // (batch_size * replicas))
 
 
 def training_batches(
-    examples: Examples,
+    examples: Examples | Stream,
     preprocess: Preprocessor,
     *,
     batch_size: int,
@@ -206,185 +317,39 @@ def training_batches(
       epochs: Where to end.
       context: Which input pipeline this is, of how many.
     """
-    count, replicas = len(examples), context.num_replicas_in_sync
-    steps = steps_per_epoch(count, batch_size, replicas)
-    labels = tf.constant(examples.labels)
-    known = tf.constant(np.flatnonzero(examples.labels != features.NO_LABEL))
-
-    def rows_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(count, dtype=tf.int64), seed=tf.stack([tf.constant(seed, tf.int64), epoch])
-        )
-        # A set smaller than a batch is repeated to fill it.
-        order = tf.gather(order, tf.range(steps * replicas * batch_size) % count)
-        rows = tf.reshape(order, (steps * replicas, batch_size))
-        if labelled_batch_size:
-            shape = (steps * replicas, labelled_batch_size)
-            rows = tf.concat([rows, tf.gather(known, _draws(shape, known, seed, epoch))], axis=1)
-        return tf.data.Dataset.from_tensor_slices(rows)
-
-    def images_of(rows: np.ndarray) -> np.ndarray:
-        return examples.take(rows).images()
-
-    def batch_of_rows(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # TensorFlow would hold every image as a string of its own, beside these.
-        images = tf.numpy_function(images_of, [rows], tf.string, stateful=False)
-        images = tf.ensure_shape(images, (batch_size + labelled_batch_size,))
-        return _transformed(preprocess, images, tf.gather(labels, rows))
-
-    return (
-        tf.data.Dataset.range(first_epoch, epochs)
-        .flat_map(rows_of_epoch)
-        .shard(context.num_input_pipelines, context.input_pipeline_id)
-        .map(batch_of_rows, num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def _draws(shape: tuple[int, int], known: tf.Tensor, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """Which labelled examples are appended to the batches of an epoch: int64 of ``shape``."""
-    return tf.random.stateless_uniform(
-        shape,
-        seed=tf.stack([tf.constant(seed + 1, tf.int64), epoch]),
-        maxval=tf.maximum(tf.size(known, tf.int64), 1),
-        dtype=tf.int64,
-    )
-
-
-def _transformed(
-    preprocess: Preprocessor, images: tf.Tensor, labels: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Raw images string [b] and labels int64 [b] as a model takes them."""
-    out = preprocess({features.IMAGE: images, features.LABEL: labels})
-    (width,) = images.shape
-    return (
-        tf.ensure_shape(out[features.IMAGE], (width, 28, 28)),
-        tf.ensure_shape(out[features.LABEL], (width,)),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-    """Training examples that stay on disk, every ``stride``-th set aside.
-
-    Attributes:
-      files: TFRecords of examples.
-      stride: One record in so many is for validation.
-      count: Number of the others.
-      shows_labels: Whether their labels may be seen.
-      labelled: Those few, in memory, whose labels may be seen where the others' may not.
-    """
-
-    files: tuple[str, ...]
-    stride: int
-    count: int
-    shows_labels: bool
-    labelled: Examples | None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def records(self, files: tf.Tensor, *, validation: bool) -> tf.data.Dataset:
-        """Serialized examples of one of the two parts, file by file."""
-
-        def part_of_file(file: tf.Tensor) -> tf.data.Dataset:
-            numbered = _records(file).enumerate()
-            chosen = numbered.filter(lambda i, _: (i % self.stride == 0) == validation)
-            return chosen.map(lambda _, record: record)
-
-        return tf.data.Dataset.from_tensor_slices(files).interleave(part_of_file, cycle_length=4)
-
-
-def open_stream(
-    patterns: Sequence[str], fraction: float, budget: int | None, seed: int
-) -> tuple[Stream, Examples]:
-    """Splits examples on disk, reading them once for their labels and once for those it keeps.
-
-    Args:
-      patterns: Of the files.
-      fraction: Part that is set aside.
-      budget: How many labels the model may see; None is all. See :func:`hide_labels`.
-      seed: Which ones.
-
-    Returns:
-      The training part, and up to 10,000 examples of the validation part.
-    """
-    files = tuple(_files(patterns))
-    stride = max(2, round(1 / fraction))
-    label = {features.LABEL: features.feature_spec()[features.LABEL]}
-    labels, trained = [], []
-    for file in files:
-        parsed = _records(file).batch(_READ_BATCH).map(lambda s: tf.io.parse_example(s, label))
-        found = [np.zeros(0, np.int64), *(b[features.LABEL] for b in parsed.as_numpy_iterator())]
-        labels.append(np.concatenate(found))
-        trained.append(np.arange(len(labels[-1])) % stride != 0)
-    rows = np.flatnonzero(np.concatenate(trained))
-    labelled = None
-    if budget:
-        known = mask_labels(np.concatenate(labels)[rows], budget, seed) != features.NO_LABEL
-        wanted = np.zeros(sum(map(len, labels)), bool)
-        wanted[rows[known]] = True
-        chosen = _records(list(files)).enumerate().filter(lambda i, _: tf.gather(wanted, i))
-        labelled = _collect(chosen.map(lambda _, record: record))
-    stream = Stream(files, stride, len(rows), budget is None, labelled)
-    records = stream.records(tf.constant(files), validation=True)
-    validation = _collect(records.take(_STREAM_VALIDATION))
-    return stream, validation if budget is None else validation.without_labels()
-
-
-def streamed_batches(
-    stream: Stream,
-    preprocess: Preprocessor,
-    *,
-    batch_size: int,
-    labelled_batch_size: int = 0,
-    seed: int,
-    first_epoch: int,
-    epochs: int,
-    context: tf.distribute.InputContext,
-) -> tf.data.Dataset:
-    """As :func:`training_batches`, read from the files in every epoch.
-
-    Memory stays flat whatever the number of images; the shuffle is as good as
-    its buffer, the rate a third to a half.
-    """
-    steps = steps_per_epoch(len(stream), batch_size, context.num_replicas_in_sync)
-    appended = (tf.constant([], tf.string), tf.constant([], tf.int64))
+    replicas = context.num_replicas_in_sync
+    count = replicas * steps_per_epoch(len(examples), batch_size, replicas)
+    width = batch_size + labelled_batch_size
+    known = (tf.constant([], tf.string), tf.constant([], tf.int64))
     if labelled_batch_size:
-        assert stream.labelled is not None
-        appended = tf.constant(stream.labelled.images()), tf.constant(stream.labelled.labels)
+        assert examples.labelled is not None
+        known = (tf.constant(examples.labelled.images()), tf.constant(examples.labelled.labels))
 
-    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Dataset.shuffle takes no seed from a graph when TensorFlow's own seed is 0.
-        key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.constant(stream.files), seed=key)
-        batches = (
-            stream.records(order, validation=False)
-            .batch(_STREAM_SHUFFLE)
-            .map(lambda block: tf.random.experimental.stateless_shuffle(block, seed=key))
-            .unbatch()
-            .repeat()
-            .batch(batch_size, drop_remainder=True)
-            .take(steps * context.num_replicas_in_sync)
+    def batches_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        batches = examples.batches(
+            tf.stack([tf.constant(seed, tf.int64), epoch]), batch_size, count
         )
-        shape = (steps * context.num_replicas_in_sync, labelled_batch_size)
-        draws = tf.data.Dataset.from_tensor_slices(_draws(shape, appended[1], seed, epoch))
-        return tf.data.Dataset.zip((batches, draws))
+        draws = tf.random.stateless_uniform(
+            (count, labelled_batch_size),
+            seed=tf.stack([tf.constant(seed + 1, tf.int64), epoch]),
+            maxval=tf.maximum(tf.size(known[1], tf.int64), 1),
+            dtype=tf.int64,
+        )
+        return tf.data.Dataset.zip((batches, tf.data.Dataset.from_tensor_slices(draws)))
 
-    def parse(serialized: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        parsed = tf.io.parse_example(serialized, features.feature_spec())
-        labels = parsed[features.LABEL]
-        if not stream.shows_labels:
-            labels = tf.fill((batch_size,), tf.constant(features.NO_LABEL, tf.int64))
-        images = tf.concat([parsed[features.IMAGE], tf.gather(appended[0], draws)], axis=0)
-        labels = tf.concat([labels, tf.gather(appended[1], draws)], axis=0)
-        return _transformed(preprocess, images, labels)
+    def load(batch: tf.Tensor, draws: tf.Tensor) -> Batch:
+        images, labels = (
+            tf.ensure_shape(tf.concat([part, tf.gather(appended, draws)], axis=0), (width,))
+            for part, appended in zip(examples.load(batch), known)
+        )
+        images, labels = preprocess(images, labels)
+        return tf.ensure_shape(images, (width, 28, 28)), tf.ensure_shape(labels, (width,))
 
     return (
         tf.data.Dataset.range(first_epoch, epochs)
-        .flat_map(epoch_of)
+        .flat_map(batches_of_epoch)
         .shard(context.num_input_pipelines, context.input_pipeline_id)
-        .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -395,16 +360,10 @@ def evaluation_batches(examples: Examples, preprocess: Preprocessor) -> tf.data.
     Under a strategy, Keras gives every worker and replica its part.
     """
     dataset = tf.data.Dataset.from_tensor_slices((examples.images(), examples.labels))
-    dataset = dataset.batch(_EVAL_BATCH)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    dataset = dataset.with_options(options)
-
-    def transform(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        out = preprocess({features.IMAGE: images, features.LABEL: labels})
-        return out[features.IMAGE], out[features.LABEL]
-
-    return dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.batch(_EVAL_BATCH).with_options(options)
+    return dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _files(patterns: Sequence[str]) -> list[str]:
@@ -416,3 +375,9 @@ def _files(patterns: Sequence[str]) -> list[str]:
 
 def _records(files: list[str] | tf.Tensor) -> tf.data.TFRecordDataset:
     return tf.data.TFRecordDataset(files, compression_type="GZIP")
+
+
+def _parsed(records: tf.data.Dataset, spec: Mapping) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the features of serialized examples."""
+    batches = records.batch(_READ_BATCH)
+    return batches.map(lambda batch: tf.io.parse_example(batch, spec)).as_numpy_iterator()

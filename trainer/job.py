@@ -63,10 +63,7 @@ class TrainingOptions(TrainingDefaults):
         }
 
     def resolved(self, defaults: TrainingDefaults) -> TrainingOptions:
-        """These options, with the model's ``defaults`` for what was not given.
-
-        What was given is still known afterwards; see :meth:`given`.
-        """
+        """These options, with ``defaults`` for what was not given, which is still known after."""
         own = {key: value for key, value in defaults if key not in self.model_fields_set}
         return self.model_construct(self.model_fields_set, **{**dict(self), **own})
 
@@ -76,25 +73,14 @@ class TrainingOptions(TrainingDefaults):
 
 
 class TunerOptions(Settings):
-    """How to search for better hyper-parameters.
-
-    Attributes:
-      trials: Trainings to try.
-      epochs: Epochs of a trial.
-    """
+    """How to search for better hyper-parameters: so many trials, each of so many epochs."""
 
     trials: PositiveInt
     epochs: PositiveInt
 
 
 class _Training(Settings):
-    """What is trained, and how.
-
-    Attributes:
-      model: What to train.
-      options: How to train.
-      facts: What else the model's metadata should say.
-    """
+    """What is trained, and how; ``facts`` is what else the model's metadata should say."""
 
     model: ModelChoice
     options: TrainingOptions
@@ -158,18 +144,15 @@ class TrainingJob(_Training):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def tuned(self, values: Mapping[str, Any]) -> TrainingJob:
-        """The job with a tuner's values in place of its own.
+        """The job with a tuner's learning rate and hyper-parameters in place of its own.
 
-        Args:
-          values: The learning rate, and hyper-parameters as JSON, so that a tuple
-            can be one of a tuner's choices.
+        The latter are JSON, so that a tuple can be one of a tuner's choices.
         """
         chosen = {name: json.loads(v) for name, v in values.items() if name != LEARNING_RATE}
         rate = values.get(LEARNING_RATE, self.options.learning_rate)
+        hyperparameters = self.model.hyperparameters.replaced(**chosen)
         return self.replaced(
-            model=self.model.replaced(
-                hyperparameters=self.model.hyperparameters.replaced(**chosen)
-            ),
+            model=self.model.replaced(hyperparameters=hyperparameters),
             options=self.options.replaced(learning_rate=rate),
         )
 

@@ -26,7 +26,6 @@ class ProgressLog(keras.callbacks.Callback):
     """
 
     def __init__(self, epochs: int, steps: int, min_seconds: float = 0.2):
-        """Makes the callback for ``epochs`` of ``steps`` steps."""
         super().__init__()
         self._epochs, self._steps = epochs, steps
         self._min_seconds = min_seconds
@@ -69,16 +68,11 @@ class ProgressLog(keras.callbacks.Callback):
 class Pictures(keras.callbacks.Callback):
     """Writes reconstructions and code histograms to TensorBoard.
 
-    At the first epoch, every tenth, and the end of the training.
+    At the first epoch, every tenth, and the end of the training; of the first of
+    ``images``, float [n, 28, 28] in [0, 1].
     """
 
     def __init__(self, log_dir: str, images: tf.Tensor):
-        """Makes the callback.
-
-        Args:
-          log_dir: TensorBoard's folder.
-          images: What to reconstruct, float [n, 28, 28] in [0, 1].
-        """
         super().__init__()
         self._writer = tf.summary.create_file_writer(log_dir)
         self._images = images[:_PICTURES]

@@ -135,19 +135,15 @@ def _prepare(job: TrainingJob, distribution: tf.distribute.Strategy) -> _Prepare
         if job.base_model:
             restored = warm_start.restore(model, job.model.name, job.base_model)
     training: data.Examples | data.Stream
+    fraction, budget = options.validation_fraction, model.hp.label_budget
     if options.streaming:
-        training, validation = data.open_stream(
-            job.train_files, options.validation_fraction, model.hp.label_budget, options.seed
-        )
-        batches = functools.partial(data.streamed_batches, training, preprocess)
+        training, validation = data.open_stream(job.train_files, fraction, budget, options.seed)
     else:
         training, validation = data.split_validation(
-            data.read_examples(job.train_files), options.validation_fraction, options.seed
+            data.read_examples(job.train_files), fraction, options.seed
         )
-        training, validation = data.hide_labels(
-            training, validation, model.hp.label_budget, options.seed
-        )
-        batches = functools.partial(data.training_batches, training, preprocess)
+        training, validation = data.hide_labels(training, validation, budget, options.seed)
+    batches = functools.partial(data.training_batches, training, preprocess)
     return _Prepared(model, restored, batches, len(training), validation, preprocess, distribution)
 
 

@@ -56,11 +56,9 @@ def is_chief() -> bool:
 
 
 def of_chief(distribution: tf.distribute.Strategy, content: bytes) -> bytes:
-    """What the chief of a multi-worker training calls this with; every worker has to.
+    """The ``content`` that the chief of a multi-worker training calls this with.
 
-    Args:
-      distribution: The training's strategy; one without workers gives ``content`` back.
-      content: Of the chief; the others' does not matter.
+    Every worker has to call it; without workers, ``content`` comes back.
     """
     if not isinstance(distribution, tf.distribute.MultiWorkerMirroredStrategy):
         return content
@@ -81,8 +79,5 @@ def set_precision(mixed: bool) -> None:
     Args:
       mixed: float16 on GPUs, bfloat16 on CPUs, with float32 variables.
     """
-    policy = "float32"
-    if mixed:
-        gpu = bool(tf.config.list_physical_devices("GPU"))
-        policy = "mixed_float16" if gpu else "mixed_bfloat16"
-    keras.mixed_precision.set_global_policy(policy)
+    half = "mixed_float16" if tf.config.list_physical_devices("GPU") else "mixed_bfloat16"
+    keras.mixed_precision.set_global_policy(half if mixed else "float32")

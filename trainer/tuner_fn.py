@@ -13,11 +13,12 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import TrialStatus
+from tfx.components.tuner.component import TunerFnResult
 
 from trainer import processes, run_fn, warm_start
 from trainer.job import LEARNING_RATE, CustomConfig, TrainingJob
@@ -28,31 +29,18 @@ _RATE_RANGE = (0.3, 3.0)
 _OBJECTIVE = "val_mse"
 
 
-class TunerFnResult(NamedTuple):
-    """What TFX's Tuner wants back; as ``tfx.components.tuner``'s own."""
-
-    tuner: BaseTuner
-    fit_kwargs: dict[str, Any]
-
-
 class TrainingTuner(BaseTuner):
     """Random search whose trials are training jobs.
 
     KerasTuner's own trials build Keras 3 models; overriding ``search`` keeps it to
-    what it is good at, choosing and remembering.
+    what it is good at, choosing and remembering. It keeps no models.
 
     Attributes:
       job: What a trial starts from.
     """
 
     def __init__(self, job: TrainingJob, trials: int, directory: str):
-        """Makes the tuner.
-
-        Args:
-          job: What a trial starts from.
-          trials: How many to run.
-          directory: Where KerasTuner keeps its books.
-        """
+        """Makes a tuner of so many trials; KerasTuner keeps its books in ``directory``."""
         self.job = job
         super().__init__(
             oracle=keras_tuner.oracles.RandomSearchOracle(
@@ -93,7 +81,6 @@ class TrainingTuner(BaseTuner):
             yield trial
 
     def _job(self, trial: Any) -> TrainingJob:
-        """What is trained in a trial."""
         place = os.path.join(self.job.log_dir, trial.trial_id)
         job = self.job.tuned(trial.hyperparameters.values)
         return job.replaced(log_dir=place, checkpoint_root=place)
@@ -104,10 +91,6 @@ class TrainingTuner(BaseTuner):
         except TrainingError as error:
             return error
         return None
-
-    def load_model(self, trial: Any) -> None:
-        """Nothing is kept of a trial but its values."""
-        raise NotImplementedError("trials keep no models; train with the best values")
 
 
 def search_space(job: TrainingJob) -> keras_tuner.HyperParameters:
@@ -126,12 +109,7 @@ def search_space(job: TrainingJob) -> keras_tuner.HyperParameters:
 
 
 def tuner_fn(fn_args: Any) -> TunerFnResult:
-    """Called by TFX's Tuner.
-
-    Args:
-      fn_args: TFX's ``FnArgs``; ``custom_config`` is a :class:`CustomConfig` with
-        ``tuner``.
-    """
+    """Called by TFX's Tuner, whose ``custom_config`` is a :class:`CustomConfig` with ``tuner``."""
     config = CustomConfig.model_validate(fn_args.custom_config)
     assert config.tuner is not None
     job = config.job(

@@ -39,13 +39,7 @@ def weights_path(model_dir: str) -> str:
 
 
 def save(model: Autoencoder, name: str, model_dir: str) -> None:
-    """Writes the variables of a trained model beside its SavedModel.
-
-    Args:
-      model: With its variables.
-      name: Its name in the catalogue.
-      model_dir: Folder of the SavedModel.
-    """
+    """Writes the variables of a model, called ``name`` in the catalogue, beside its SavedModel."""
     arrays = {f"{i:04d}": value for i, value in enumerate(model.get_weights())}
     buffer = io.BytesIO()
     np.savez(buffer, **{_MODEL: np.array(json.dumps(name))}, **arrays)
@@ -59,10 +53,8 @@ def with_trained_form(job: TrainingJob) -> TrainingJob:
     """The job with what a tuner had chosen for the model that the training starts from.
 
     Without it, the first training after a tuned one would find another
-    architecture than the configuration's.
-
-    Args:
-      job: Unchanged where it starts afresh, or from another model.
+    architecture than the configuration's. A job that starts afresh, or from
+    another model, stays as it is.
     """
     if not job.base_model:
         return job
@@ -76,19 +68,13 @@ def with_trained_form(job: TrainingJob) -> TrainingJob:
 
 
 def restore(model: Autoencoder, name: str, base_model_dir: str) -> int:
-    """Gives a new model the variables of a trained one.
-
-    Args:
-      model: Built, untrained.
-      name: Its name in the catalogue.
-      base_model_dir: Folder of the trained SavedModel.
+    """Gives a new model, called ``name`` in the catalogue, the variables of a trained SavedModel.
 
     Returns:
       How many variables were restored: all there are.
 
     Raises:
-      WarmStartError: Another model, another number of variables or another
-        shape; nothing was restored.
+      WarmStartError: Another model or other shapes; nothing was restored.
     """
     path = weights_path(base_model_dir)
     advice = "start without it: --cold"
@@ -101,20 +87,13 @@ def restore(model: Autoencoder, name: str, base_model_dir: str) -> int:
         raise WarmStartError(
             f"warm start: the model to start from is {trained!r}, not {name!r}; {advice}"
         )
-    variables = model.weights
-    if len(values) != len(variables):
+    if [value.shape for value in values] != [tuple(v.shape) for v in model.weights]:
         raise WarmStartError(
-            f"warm start: {len(values)} variables in {path}, the model {name!r} has "
-            f"{len(variables)}: its hyper-parameters changed; {advice}"
+            f"warm start: the variables in {path} are of other shapes than the model {name!r}: "
+            f"its hyper-parameters changed; {advice}"
         )
-    for variable, value in zip(variables, values):
-        if tuple(variable.shape) != value.shape:
-            raise WarmStartError(
-                f"warm start: variable {variable.name!r} is {list(variable.shape)}, in {path} "
-                f"{list(value.shape)}: its hyper-parameters changed; {advice}"
-            )
     model.set_weights(values)
     numbers = sum(value.size for value in values)
-    restored = f"{len(values)} of {len(variables)} variables ({numbers:,} numbers)"
+    restored = f"{len(values)} of {len(values)} variables ({numbers:,} numbers)"
     _logger.info("warm start: restored %s from %s", restored, base_model_dir)
     return len(values)

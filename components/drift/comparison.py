@@ -23,7 +23,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_p
 from tfx import types
 from tfx.types import artifact_utils
 
-from components import features
+from components.image_sources import RecordSource
 from serving import contract
 
 TRAIN, SKIP, STOP = "train", "skip", "stop"
@@ -101,17 +101,14 @@ def read_sample(artifacts: list[types.Artifact]) -> Sample:
     for artifact in artifacts:
         for split in artifact_utils.decode_split_names(artifact.split_names):
             uri = artifact_utils.get_split_uri([artifact], split)
-            files = sorted(tf.io.gfile.glob(os.path.join(uri, "*.gz")))
-            spec = {features.IMAGE: features.feature_spec()[features.IMAGE]}
-            for batch in tf.data.TFRecordDataset(files, "GZIP").batch(_BATCH):
-                parsed = tf.io.parse_example(batch, spec)[features.IMAGE]
-                rows.append(tf.io.decode_raw(parsed, tf.uint8).numpy())
+            for file in sorted(tf.io.gfile.glob(os.path.join(uri, "*.gz"))):
+                rows += [batch.images for batch in RecordSource(file).batches()]
     if not rows:
         return Sample(np.zeros((0, 28, 28), np.uint8), frozenset())
     images = np.concatenate(rows)
     hashes = frozenset(hashlib.blake2b(row.data, digest_size=16).digest() for row in images)
     step = max(1, -(-len(images) // _SAMPLE))
-    return Sample(images[::step].reshape(-1, 28, 28), hashes)
+    return Sample(images[::step], hashes)
 
 
 def describe(images: np.ndarray, model: Any | None) -> pd.DataFrame:
@@ -147,11 +144,7 @@ def describe(images: np.ndarray, model: Any | None) -> pd.DataFrame:
     return pd.DataFrame(columns).astype(np.float32)
 
 
-def compare(
-    statistics: Statistics,
-    columns: list[str],
-    limits: Limits,
-) -> anomalies_pb2.Anomalies:
+def compare(statistics: Statistics, columns: list[str], limits: Limits) -> anomalies_pb2.Anomalies:
     """TFDV's comparators: drift of the span from the window, skew from the golden set."""
     schema = schema_pb2.Schema()
     for name in columns:

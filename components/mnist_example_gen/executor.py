@@ -45,15 +45,13 @@ def encode_examples(images: np.ndarray, labels: np.ndarray | None) -> list[bytes
       images: uint8 [n, 784].
       labels: uint8 [n], or None where unknown.
     """
-    rows = pa.array([row.tobytes() for row in images], pa.binary())
-    columns = [pa.ListArray.from_arrays(np.arange(len(images) + 1, dtype=np.int32), rows)]
-    names = [features.IMAGE]
+    values = {features.IMAGE: pa.array([row.tobytes() for row in images], pa.binary())}
     if labels is not None:
-        offsets = np.arange(len(images) + 1, dtype=np.int32)
-        columns.append(pa.ListArray.from_arrays(offsets, pa.array(labels.astype(np.int64))))
-        names.append(features.LABEL)
-    batch = pa.RecordBatch.from_arrays(columns, names)
-    return example_coder.RecordBatchToExamples(batch)
+        values[features.LABEL] = pa.array(labels.astype(np.int64))
+    # A list of one value for each image.
+    offsets = np.arange(len(images) + 1, dtype=np.int32)
+    columns = [pa.ListArray.from_arrays(offsets, array) for array in values.values()]
+    return example_coder.RecordBatchToExamples(pa.RecordBatch.from_arrays(columns, list(values)))
 
 
 def split_files(exec_properties: dict[str, Any], split_pattern: str) -> idx.SplitFiles:
@@ -155,9 +153,7 @@ def labels_to_keep(exec_properties: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def plan_outputs(
-    files: dict[str, idx.SplitFiles],
-    infos: dict[str, idx.SplitInfo],
-    keep: tuple[int, ...] | None,
+    files: dict[str, idx.SplitFiles], infos: dict[str, idx.SplitInfo], keep: tuple[int, ...] | None
 ) -> tuple[dict[str, list[Slice]], dict[str, int]]:
     """What to write where.
 

@@ -8,6 +8,7 @@ before TFX is imported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -65,11 +66,18 @@ class SplitInfo:
     label_counts: tuple[int, ...]
 
 
-def _open(path: str) -> BinaryIO:
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A file to read, decompressed where it is compressed; damage to that is a DataError."""
     # By content, not by name: mirrors serve gzip under both names.
     zipped = is_compressed(path)
-    raw = files_lib.open_anywhere(path)
-    return gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[return-value]
+    with files_lib.open_anywhere(path) as raw:
+        try:
+            yield gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[misc]
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            raise DataError(
+                f"{path}: broken or truncated gzip file ({e}); fetch it again"
+            ) from None
 
 
 def is_compressed(path: str) -> bool:
@@ -78,36 +86,29 @@ def is_compressed(path: str) -> bool:
         return f.read(2) == b"\x1f\x8b"
 
 
-def _read(f: BinaryIO, size: int, path: str) -> bytes:
-    """Reads up to ``size`` bytes, or says what is wrong with the compressed file."""
-    try:
-        return f.read(size)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise DataError(f"{path}: broken or truncated gzip file ({e}); fetch it again") from None
-
-
 def _read_exactly(f: BinaryIO, size: int, path: str) -> bytes:
     """Reads ``size`` bytes, or says what is wrong with the file."""
-    data = _read(f, size, path)
+    data = f.read(size)
     if len(data) != size:
         raise DataError(f"{path}: truncated, {size - len(data):,} bytes short; fetch it again")
     return data
 
 
-def _read_header(f: BinaryIO, path: str, magic: int, what: str) -> int:
+def _read_header(f: BinaryIO, path: str, magic: int) -> int:
+    """Reads to the first value, and returns how many images or labels there are."""
     (found,) = struct.unpack(">I", _read_exactly(f, 4, path))
     if found != magic:
         raise DataError(
             f"{path}: wrong magic number 0x{found:08x}, expected 0x{magic:08x} "
-            f"(an IDX file of uint8 {what})"
+            f"(an IDX file of uint8 {'images' if magic == _IMAGES_MAGIC else 'labels'})"
         )
-    dims = struct.unpack(">" + "I" * (magic & 0xFF), _read_exactly(f, 4 * (magic & 0xFF), path))
-    if dims[1:] not in ((), (SIDE, SIDE)):
+    dimensions = magic & 0xFF
+    count, *sides = struct.unpack(f">{dimensions}I", _read_exactly(f, 4 * dimensions, path))
+    if sides not in ([], [SIDE, SIDE]):
         raise DataError(
-            f"{path}: images of {'x'.join(map(str, dims[1:]))} pixels; "
-            f"only {SIDE}x{SIDE} is supported"
+            f"{path}: images of {'x'.join(map(str, sides))} pixels; only {SIDE}x{SIDE} is supported"
         )
-    return dims[0]
+    return count
 
 
 def count_images(path: str) -> int:
@@ -116,8 +117,8 @@ def count_images(path: str) -> int:
     Raises:
       DataError: Not an IDX file of 28x28 uint8 images.
     """
-    with _open(path) as f:
-        return _read_header(f, path, _IMAGES_MAGIC, "images")
+    with opened(path) as f:
+        return _read_header(f, path, _IMAGES_MAGIC)
 
 
 def read_images(
@@ -128,7 +129,8 @@ def read_images(
     Raises:
       DataError: The file is damaged or shorter than its header says.
     """
-    yield from _read_values(path, _IMAGES_MAGIC, "images", PIXELS, start, stop, chunk)
+    for values in _read_values(path, _IMAGES_MAGIC, PIXELS, start, stop, chunk):
+        yield values.reshape(-1, PIXELS)
 
 
 def read_labels(
@@ -140,9 +142,8 @@ def read_labels(
       DataError: The file is damaged, or a label is over 9.
     """
     position = start
-    for values in _read_values(path, _LABELS_MAGIC, "labels", 1, start, stop, chunk):
-        values = values.reshape(-1)
-        if values.size and values.max() > MAX_LABEL:
+    for values in _read_values(path, _LABELS_MAGIC, 1, start, stop, chunk):
+        if values.max() > MAX_LABEL:
             bad = int(np.argmax(values > MAX_LABEL))
             raise DataError(
                 f"{path}: label {values[bad]} at position {position + bad}; "
@@ -153,44 +154,19 @@ def read_labels(
 
 
 def _read_values(
-    path: str,
-    magic: int,
-    what: str,
-    width: int,
-    start: int,
-    stop: int | None,
-    chunk: int,
+    path: str, magic: int, width: int, start: int, stop: int | None, chunk: int
 ) -> Iterator[np.ndarray]:
-    with _open(path) as f:
-        count = _read_header(f, path, magic, what)
+    """Yields ``chunk`` times ``width`` values at a time."""
+    with opened(path) as f:
+        count = _read_header(f, path, magic)
         stop = count if stop is None else min(stop, count)
-        if start:
-            _skip(f, start * width, path)
+        f.seek(start * width, os.SEEK_CUR)
         for first in range(start, stop, chunk):
-            rows = min(chunk, stop - first)
-            data = _read_exactly(f, rows * width, path)
-            yield np.frombuffer(data, np.uint8).reshape(rows, width)
-        if stop == count:
-            _check_end(f, path)
-
-
-def _check_end(f: BinaryIO, path: str) -> None:
-    """Refuses a file that goes on after its last value.
-
-    For a compressed file this also reads, and so checks, the closing checksum.
-    """
-    if _read(f, 1, path):
-        raise DataError(f"{path}: longer than its header says; fetch it again")
-
-
-def _skip(f: BinaryIO, size: int, path: str) -> None:
-    if not isinstance(f, gzip.GzipFile):
-        f.seek(size, os.SEEK_CUR)
-        return
-    while size:
-        step = min(size, _BLOCK_BYTES)
-        _read_exactly(f, step, path)
-        size -= step
+            size = width * min(chunk, stop - first)
+            yield np.frombuffer(_read_exactly(f, size, path), np.uint8)
+        # For a compressed file this also reads, and so checks, the closing checksum.
+        if stop == count and f.read(1):
+            raise DataError(f"{path}: longer than its header says; fetch it again")
 
 
 def check_split(files: SplitFiles) -> SplitInfo:
@@ -203,18 +179,18 @@ def check_split(files: SplitFiles) -> SplitInfo:
     count = count_images(files.images)
     if count == 0:
         raise DataError(f"{files.images}: holds no images")
-    digest.update(struct.pack(">IIII", _IMAGES_MAGIC, count, SIDE, SIDE))
+    digest.update(header((count, SIDE, SIDE)))
     for images in read_images(files.images):
         digest.update(images.data)
     counts = np.zeros(MAX_LABEL + 1, np.int64)
     if files.labels is not None:
-        with _open(files.labels) as f:
-            labels = _read_header(f, files.labels, _LABELS_MAGIC, "labels")
+        with opened(files.labels) as f:
+            labels = _read_header(f, files.labels, _LABELS_MAGIC)
         if labels != count:
             raise DataError(
                 f"{files.labels}: {labels:,} labels for the {count:,} images of {files.images}"
             )
-        digest.update(struct.pack(">II", _LABELS_MAGIC, count))
+        digest.update(header((count,)))
         for values in read_labels(files.labels):
             digest.update(values.data)
             counts += np.bincount(values, minlength=MAX_LABEL + 1)
@@ -233,8 +209,8 @@ def file_digest(path: str) -> str:
       DataError: A damaged gzip file.
     """
     digest = hashlib.sha256()
-    with _open(path) as f:
-        while block := _read(f, _BLOCK_BYTES, path):
+    with opened(path) as f:
+        while block := f.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.report import png
-from serving.images import GROUND
+from serving.images import GROUND, sheet
 
 _GAP = 8
+# Times that each pixel of an image is repeated.
+_SCALE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +51,33 @@ class Strips:
     @property
     def png(self) -> bytes:
         """All rows in one picture."""
-        sheets = [
-            Image.open(io.BytesIO(png.sheet(images, self.columns))).convert("RGB")
-            for _, images in self.strips
-        ]
+        sheets = [_enlarged(images, self.columns).convert("RGB") for _, images in self.strips]
         # Strips of images of different sizes are brought to one width.
-        width = max(sheet.width for sheet in sheets)
-        sheets = [_widened(sheet, width) for sheet in sheets]
-        height = sum(sheet.height + _GAP for sheet in sheets) - _GAP
+        width = max(strip.width for strip in sheets)
+        sheets = [_widened(strip, width) for strip in sheets]
+        height = sum(strip.height + _GAP for strip in sheets) - _GAP
         canvas = Image.new("RGB", (width, height), (GROUND,) * 3)
         top = 0
-        for sheet in sheets:
-            canvas.paste(sheet, (0, top))
-            top += sheet.height + _GAP
-        return png.to_png(canvas)
+        for strip in sheets:
+            canvas.paste(strip, (0, top))
+            top += strip.height + _GAP
+        return _to_png(canvas)
+
+
+def strip_png(images: np.ndarray, columns: int) -> bytes:
+    """A PNG of :func:`serving.images.sheet`."""
+    return _to_png(_enlarged(images, columns))
+
+
+def _enlarged(images: np.ndarray, columns: int) -> Image.Image:
+    canvas = sheet(images, columns)
+    return Image.fromarray(canvas.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1))
+
+
+def _to_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _widened(sheet: Image.Image, width: int) -> Image.Image:

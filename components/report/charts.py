@@ -99,26 +99,13 @@ def _png(figure: Any) -> bytes:
 
 
 def loss_curves(curves: Mapping[str, Sequence[float]], ylabel: str, *, log: bool = True) -> Chart:
-    """Lines over epochs.
-
-    Args:
-      curves: Values by name; the first two are training and validation.
-      log: Whether the axis is logarithmic, where all values are positive.
-    """
+    """Lines over epochs: ``curves`` by name, on a log axis where all values are positive."""
     with _axes() as (axes, drawn):
         styles = ((FIRST, "-", "o"), (SECOND, "--", "s"), (THIRD, ":", "^"), (INK, "-.", "v"))
         for (name, values), (colour, line, marker) in zip(curves.items(), styles):
             epochs = np.arange(1, len(values) + 1)
-            axes.plot(
-                epochs,
-                values,
-                line,
-                color=colour,
-                label=name,
-                marker=marker,
-                markersize=3.5,
-                markevery=max(1, len(values) // 8),
-            )
+            marks = {"marker": marker, "markersize": 3.5, "markevery": max(1, len(values) // 8)}
+            axes.plot(epochs, values, line, color=colour, label=name, **marks)
         everything = np.concatenate([np.asarray(v, float) for v in curves.values()])
         if log and len(everything) and everything.min() > 0:
             axes.set_yscale("log")
@@ -140,12 +127,7 @@ def _plain_log_ticks(axis: Any, values: np.ndarray) -> None:
 
 
 def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
-    """A row a digit, a mark a series.
-
-    Args:
-      series: Name to value by digit; the first is the model's.
-      xlabel: What the values are.
-    """
+    """A row a digit, a mark a series; ``series`` are values by digit, the model's first."""
     digits = sorted({digit for values in series.values() for digit in values})
     with _axes(height=3.3) as (axes, drawn):
         marks = ((FIRST, "o", 6.5), (THIRD, "D", 5), (SECOND, "|", 10))
@@ -166,13 +148,8 @@ def by_digit(series: Mapping[str, Mapping[str, float]], xlabel: str) -> Chart:
         axes.set_xlim(left=0)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("digit")
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1.14),
-            ncols=3,
-            handletextpad=0.2,
-            columnspacing=1.0,
-        )
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.14)}
+        axes.legend(**place, ncols=3, handletextpad=0.2, columnspacing=1.0)
     return drawn[0]
 
 
@@ -189,25 +166,15 @@ def score_histogram(
     low = min(scores.min(), threshold)
     edges = np.linspace(low, threshold + (threshold - low) + 1e-6, 50)
     with _axes() as (axes, drawn):
-        axes.hist(
-            np.clip(scores, *edges[[0, -1]]),
-            edges,
-            color=FIRST,
-            alpha=0.85,
-            label="eval images",
-            density=True,
-        )
+
+        def histogram(values: np.ndarray, label: str, **style: Any) -> None:
+            values = np.clip(values, *edges[[0, -1]])
+            axes.hist(values, edges, label=label, density=True, **style)
+
+        histogram(scores, "eval images", color=FIRST, alpha=0.85)
         if strange is not None:
-            axes.hist(
-                np.clip(strange, *edges[[0, -1]]),
-                edges,
-                histtype="step",
-                color=SECOND,
-                linewidth=1.8,
-                linestyle="--",
-                label=strange_name,
-                density=True,
-            )
+            line = {"histtype": "step", "linewidth": 1.8, "linestyle": "--"}
+            histogram(strange, strange_name, color=SECOND, **line)
         axes.axvline(threshold, color=INK, linewidth=1.4, label=f"threshold {threshold:.2f}")
         axes.set_xlabel("anomaly score")
         axes.set_ylabel("share")
@@ -223,36 +190,20 @@ def scatter(points: np.ndarray, labels: np.ndarray, xlabel: str, ylabel: str) ->
     Args:
       points: float [n, 2].
       labels: int64 [n], -1 where unknown.
-      xlabel: Name of the first axis, "" for one that has no meaning.
-      ylabel: Name of the second.
+      xlabel: Name of the first axis, "" where axes have no meaning.
     """
     with _axes(height=3.6) as (axes, drawn):
         for digit in np.unique(labels):
             of_digit = points[labels == digit]
             known = digit >= 0
-            colour = DIGIT_COLOURS[digit] if known else FIRST
-            axes.plot(
-                of_digit[:, 0],
-                of_digit[:, 1],
-                linestyle="",
-                color=colour,
-                alpha=0.8,
-                marker=f"${digit}$" if known else ".",
-                markersize=5.5,
-                markeredgewidth=0.2,
-            )
+            colour, marker = (DIGIT_COLOURS[digit], f"${digit}$") if known else (FIRST, ".")
+            mark = {"marker": marker, "markersize": 5.5, "markeredgewidth": 0.2}
+            axes.plot(*of_digit.T, linestyle="", color=colour, alpha=0.8, **mark)
         for digit in np.unique(labels[labels >= 0]):
             middle = np.median(points[labels == digit], axis=0)
-            axes.text(
-                *middle,
-                str(digit),
-                fontsize=15,
-                fontweight="bold",
-                ha="center",
-                va="center",
-                color=INK,
-                path_effects=[patheffects.withStroke(linewidth=4, foreground=PAPER)],
-            )
+            bold = {"fontsize": 15, "fontweight": "bold", "ha": "center", "va": "center"}
+            halo = [patheffects.withStroke(linewidth=4, foreground=PAPER)]
+            axes.text(*middle, str(digit), color=INK, path_effects=halo, **bold)
         low, high = np.quantile(points, [0.002, 0.998], axis=0)
         margin = (high - low) * 0.08 + 1e-6
         axes.set_xlim(low[0] - margin[0], high[0] + margin[0])

@@ -88,10 +88,11 @@ def RunReport(  # noqa: N802: components are named like classes
     serving = results.read_json(infra_blessing.uri, serving_validator.REPORT_FILE)
     of_codes = results.read_json(code_metrics.uri, METRICS_FILE)
     passed = model_utils.is_model_blessed(blessing), model_utils.is_infra_validated(infra_blessing)
+    dataset = _dataset(examples)
     summary = {
         "model": model_name,
         "servable": servable,
-        "dataset": _dataset(examples),
+        "dataset": dataset,
         "metrics": {
             **_losses(evaluation.uri, reference.uri, metadata["code_size"]),
             **{key: of_codes[key] for key in ("search", "anomaly", "classification", "code")},
@@ -123,7 +124,7 @@ def RunReport(  # noqa: N802: components are named like classes
         train=read_sample(index.uri, features.TRAIN_SPLIT, INDEXED_COLUMNS, images),
         held_out=read_sample(index.uri, features.HELD_OUT_SPLIT, EXAMINED_COLUMNS, images),
     )
-    inputs = {
+    lineage = {
         "examples": examples,
         "PCA reference": reference,
         "model": model,
@@ -134,10 +135,6 @@ def RunReport(  # noqa: N802: components are named like classes
         "image index": index,
         "code metrics": code_metrics,
     }
-    lineage = [
-        page.Origin(name, artifact.type_name, artifact.id, artifact.uri)
-        for name, artifact in inputs.items()
-    ]
     with model_client:
         _write(report.uri, material, lineage)
     figures = leaderboard_figures(summary)
@@ -147,7 +144,7 @@ def RunReport(  # noqa: N802: components are named like classes
         report.set_float_custom_property(key, figures[key])
     report.set_string_custom_property("model", model_name)
     report.set_string_custom_property("servable", servable)
-    report.set_string_custom_property("dataset", summary["dataset"]["name"])
+    report.set_string_custom_property("dataset", dataset["name"])
     report.set_int_custom_property("blessed", int(summary["blessed"]))
 
 
@@ -184,7 +181,7 @@ def _losses(evaluation_uri: str, reference_uri: str, code_size: int) -> dict[str
     }
 
 
-def _write(uri: str, material: Material, lineage: list[page.Origin]) -> None:
+def _write(uri: str, material: Material, lineage: dict[str, Artifact]) -> None:
     summary = material.summary
     shown = build(material)
     fileio.makedirs(os.path.join(uri, PICTURES_FOLDER))

@@ -5,34 +5,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 from markdown_it import MarkdownIt
 
-from components.report import png
-from components.report.blocks import Section
+from components.report.blocks import Section, strip_png
 from components.report.summary import worst_digit
 
 _TEMPLATES = pathlib.Path(__file__).parent
 PAGE_TEMPLATE = "page.html.j2"
 CARD_TEMPLATE = "model_card.md.j2"
 STYLE_FILE = "style.css"
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """An artifact that the report was made from, for its lineage.
-
-    Attributes:
-      id: Its number there; 0 where the orchestrator does not tell.
-    """
-
-    name: str
-    type_name: str
-    id: int
-    uri: str
 
 
 def environment() -> jinja2.Environment:
@@ -44,11 +29,13 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters["data_uri"] = data_uri
-    env.filters["duration"] = duration
-    env.filters["size"] = file_size
-    env.filters["strip_png"] = png.sheet
-    env.filters["fraction"] = _fraction
+    env.filters |= {
+        "data_uri": data_uri,
+        "duration": duration,
+        "size": file_size,
+        "strip_png": strip_png,
+        "fraction": _fraction,
+    }
     env.globals["style"] = (_TEMPLATES / STYLE_FILE).read_text(encoding="utf-8")
     return env
 
@@ -101,55 +88,38 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
     metrics = summary["metrics"]
     overall, anomaly, training = metrics["overall"], metrics["anomaly"], summary["training"]
     code_note = f"floats; {summary['bits_per_pixel']:.2f} bits a pixel"
-    found = [
-        _tile("mse", "MSE", overall["mse"], ".5f", "eval split, a pixel"),
-        _tile("pca_mse", "PCA's MSE", metrics["pca_mse"], ".5f", "same code size"),
-        _tile("bce", "BCE", overall["bce"], ".4f", "nats a pixel"),
-    ]
+    found: list[Tile] = []
+
+    def add(name: str, title: str, value: float, shown: str, note: str) -> None:
+        found.append(Tile(name, title, shown.format(value), value, note))
+
+    add("mse", "MSE", overall["mse"], "{:.5f}", "eval split, a pixel")
+    add("pca_mse", "PCA's MSE", metrics["pca_mse"], "{:.5f}", "same code size")
+    add("bce", "BCE", overall["bce"], "{:.4f}", "nats a pixel")
     if worst := worst_digit(metrics["by_label"]):
-        found.append(_tile("worst_mse", f"worst digit: {worst[0]}", worst[1], ".5f", "its MSE"))
+        add("worst_mse", f"worst digit: {worst[0]}", worst[1], "{:.5f}", "its MSE")
     if search := metrics["search"]:
         note = f"PCA: {search['pca']['precision_at_10']:.4f}"
-        precision = search["precision_at_10"]
-        found.append(_tile("precision_at_10", "search precision@10", precision, ".4f", note))
-    note = f"AUPR {anomaly['aupr']:.4f}"
-    found.append(_tile("auroc", "anomaly AUROC", anomaly["auroc"], ".4f", note))
+        add("precision_at_10", "search precision@10", search["precision_at_10"], "{:.4f}", note)
+    add("auroc", "anomaly AUROC", anomaly["auroc"], "{:.4f}", f"AUPR {anomaly['aupr']:.4f}")
     if classification := metrics["classification"]:
-        accuracy = classification["accuracy"]
-        found.append(_tile("accuracy", "accuracy", accuracy, ".4f", "of the classifier"))
+        add("accuracy", "accuracy", classification["accuracy"], "{:.4f}", "of the classifier")
+    add("code_size", "code", summary["code_size"], "{:,}", code_note)
     size = file_size(summary["model_bytes"])
-    found += [
-        _tile("code_size", "code", summary["code_size"], ",", code_note),
-        _tile("parameters", "parameters", summary["parameters"], ",", size),
-        Tile(
-            "training_seconds",
-            "training",
-            duration(training["seconds"]),
-            training["seconds"],
-            f"{training['epochs']} epochs",
-        ),
-    ]
-    if summary["latency_ms"] is not None:
-        latency = summary["latency_ms"]
-        found.append(
-            Tile("latency_ms", "latency", f"{latency:.1f} ms", latency, "one image over gRPC, p95")
-        )
+    add("parameters", "parameters", summary["parameters"], "{:,}", size)
+    seconds, epochs = training["seconds"], f"{training['epochs']} epochs"
+    add("training_seconds", "training", seconds, duration(seconds), epochs)
+    if (latency := summary["latency_ms"]) is not None:
+        add("latency_ms", "latency", latency, "{:.1f} ms", "one image over gRPC, p95")
     return found
-
-
-def _tile(name: str, title: str, value: float, form: str, note: str) -> Tile:
-    return Tile(name, title, format(value, form), value, note)
 
 
 def model_card(summary: dict[str, Any], metadata: dict[str, Any]) -> str:
     """The model card, in Markdown."""
     template = environment().get_template(CARD_TEMPLATE)
-    return template.render(
-        summary=summary,
-        metadata=metadata,
-        metrics=summary["metrics"],
-        worst=worst_digit(summary["metrics"]["by_label"]),
-    )
+    metrics = summary["metrics"]
+    worst = worst_digit(metrics["by_label"])
+    return template.render(summary=summary, metadata=metadata, metrics=metrics, worst=worst)
 
 
 def render(
@@ -157,9 +127,9 @@ def render(
     summary: dict[str, Any],
     metadata: dict[str, Any],
     card: str,
-    lineage: Sequence[Origin],
+    lineage: Mapping[str, Any],
 ) -> str:
-    """The page."""
+    """The page; ``lineage`` names the artifacts that it was made from."""
     # The card's own title would be a second one on the page.
     body = card.partition("\n")[2]
     html = MarkdownIt("commonmark").enable("table").render(body)
@@ -168,18 +138,15 @@ def render(
     html = html.replace("<table>", '<div class="scroll"><table>').replace(
         "</table>", "</table></div>"
     )
-    return (
-        environment()
-        .get_template(PAGE_TEMPLATE)
-        .render(
-            sections=sections,
-            summary=summary,
-            metadata=metadata,
-            card=html,
-            lineage=lineage,
-            tiles=tiles(summary),
-            configuration=flatten(summary["configuration"]),
-        )
+    template = environment().get_template(PAGE_TEMPLATE)
+    return template.render(
+        sections=sections,
+        summary=summary,
+        metadata=metadata,
+        card=html,
+        lineage=lineage,
+        tiles=tiles(summary),
+        configuration=flatten(summary["configuration"]),
     )
 
 

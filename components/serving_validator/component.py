@@ -29,8 +29,6 @@ _HAS_MODEL_PROPERTY = "has_model"
 _BLESSED_FILE = "INFRA_BLESSED"
 _NOT_BLESSED_FILE = "INFRA_NOT_BLESSED"
 
-_WARMUP_BATCH_SIZES = (1, 32)
-
 
 @component
 def ServingValidator(  # noqa: N802: components are named like classes
@@ -56,25 +54,17 @@ def ServingValidator(  # noqa: N802: components are named like classes
         blessed instead.
     """
     split_uri = artifact_utils.get_split_uri([examples], features.EVAL_SPLIT)
-    samples = validation.TrialExamples.from_examples(_read_examples(split_uri, num_examples))
+    files = sorted(tf.io.gfile.glob(os.path.join(split_uri, "*.gz")))
+    records = tf.data.TFRecordDataset(files, "GZIP").take(num_examples)
+    samples = validation.TrialExamples.from_examples(list(records.as_numpy_iterator()))
     with tempfile.TemporaryDirectory(prefix="serving_validator_") as folder:
         candidate = str(pathlib.Path(folder) / model_name / "1")
         source = path_utils.serving_model_path(model.uri, path_utils.is_old_model_artifact(model))
         io_utils.copy_dir(source, candidate)
-        report = _validate(candidate, samples, latency_budget_ms)
+        report = validation.validate(candidate, samples, latency_budget_ms=latency_budget_ms)
         if report.passed:
             io_utils.copy_dir(candidate, path_utils.stamped_model_path(blessing.uri))
     _bless(blessing, report)
-
-
-def _validate(
-    candidate: str, samples: validation.TrialExamples, latency_budget_ms: float
-) -> validation.Report:
-    try:
-        validation.write_warmup_requests(candidate, samples, _WARMUP_BATCH_SIZES)
-    except validation.ServingError as error:
-        return validation.Report(problems=[str(error)])
-    return validation.validate(candidate, samples, latency_budget_ms=latency_budget_ms)
 
 
 def _bless(blessing: types.Artifact, report: validation.Report) -> None:
@@ -92,14 +82,3 @@ def _bless(blessing: types.Artifact, report: validation.Report) -> None:
         blessing.set_string_custom_property(REFUSED_FOR_PROPERTY, report.refused_for)
     for problem in report.problems:
         logging.error("The model is not servable: %s", problem)
-
-
-def _read_examples(split_uri: str, count: int) -> list[bytes]:
-    """The first examples of a split, in file order."""
-    files = sorted(
-        os.path.join(split_uri, name)
-        for name in tf.io.gfile.listdir(split_uri)
-        if not name.startswith((".", "_"))
-    )
-    dataset = tf.data.TFRecordDataset(files, compression_type="GZIP").take(count)
-    return [record.numpy() for record in dataset]

@@ -1,10 +1,10 @@
 """Tries a model the way a server will use it, before it is pushed.
 
-The candidate is served by a process of its own, called over gRPC with real
-images, and run beside that in a v1 Session and as Python loads it. All three
-must agree; answers must have their shapes and be finite; and one image must be
-answered within the latency budget. That is measured again before a model is
-refused for it: a busy machine is no fault of the model.
+The candidate is served by a process of its own, with its warm-up requests, and
+called over gRPC with real images. Answers must be those of the model as Python
+loads it, have their shapes and be finite; and one image must be answered within
+the latency budget. That is measured again before a model is refused for it: a
+busy machine is no fault of the model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import numpy as np
 import portpicker
 import tensorflow as tf
 
+from components import features
 from serving import contract, launcher, protos, wire
 from serving.errors import ServerStartError, ServingError
 from serving.grpc_transport import GrpcTransport
 from serving.standin.predict import WARMUP_FILE
-from serving.standin.servable import Servable, Signature
 from serving.transport import Address
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -43,6 +43,7 @@ _RTOL, _ATOL = 1e-4, 1e-5
 _FLIPS = 0.02
 # For the server to come up.
 _START_SECONDS = 120.0
+_WARMUP_BATCH_SIZES = (1, 32)
 _LATENCY_CALLS = 50
 _LATENCY_ROUNDS = 3
 _LATENCY_PAUSE_SECONDS = 2.0
@@ -73,22 +74,17 @@ class TrialExamples:
         """
         if not serialized:
             raise ServingError("no examples to validate with; is the split empty?")
-        images, labels = [], []
-        for item in serialized:
-            features = protos.Example.FromString(item).features.feature
-            values = list(features[contract.IMAGE_FEATURE].bytes_list.value)
-            if len(values) != 1 or len(values[0]) != contract.IMAGE_PIXELS:
-                raise ServingError(
-                    f"an example has no feature {contract.IMAGE_FEATURE!r} of "
-                    f"{contract.IMAGE_PIXELS} bytes"
-                )
-            images.append(np.frombuffer(values[0], np.uint8))
-            label = list(features[contract.LABEL_FEATURE].int64_list.value)
-            labels.append(label[0] if label else 0)
-        examples = np.empty(len(serialized), object)
-        examples[:] = serialized
-        shape = (-1, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
-        return cls(examples, np.stack(images).reshape(shape), np.array(labels, np.int64))
+        shape = (len(serialized), contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
+        try:
+            parsed = tf.io.parse_example(serialized, features.feature_spec())
+            pixels = tf.io.decode_raw(parsed[features.IMAGE], tf.uint8)
+            images = tf.reshape(pixels, shape).numpy()
+        except tf.errors.InvalidArgumentError:
+            raise ServingError(
+                f"an example has no feature {features.IMAGE!r} of {features.IMAGE_BYTES} bytes"
+            ) from None
+        labels = np.maximum(parsed[features.LABEL].numpy(), 0)
+        return cls(np.array(serialized, object), images, labels)
 
 
 @dataclasses.dataclass
@@ -115,44 +111,78 @@ class Report:
 
 
 def validate(version_path: str, samples: TrialExamples, *, latency_budget_ms: float) -> Report:
-    """Tries a candidate.
+    """Gives a candidate its warm-up requests, and tries it.
 
     Args:
-      version_path: ``<anything>/<model name>/<version number>``; with its
-        warm-up requests, so that they are tried too.
+      version_path: ``<anything>/<model name>/<version number>``.
       latency_budget_ms: Milliseconds for one image over gRPC, 95th percentile.
 
     Returns:
       The report; a candidate that fails is no exception.
     """
     started = time.monotonic()
-    report = Report()
     path = pathlib.Path(version_path)
-    backend = "binary" if shutil.which(launcher.BINARY) else "embedded"
-    report.backend = backend
+    report = Report(backend="binary" if shutil.which(launcher.BINARY) else "embedded")
     with contextlib.ExitStack() as stack:
         try:
-            # The process starts up while this one loads the model its own ways.
-            wait = stack.enter_context(_served(path.parent, backend))
-            servable = Servable(path.parent.name, int(path.name), str(path))
-            stack.callback(servable.retire)
-            loaded = tf.saved_model.load(str(path))
-            target = wait()
+            # Its variables live as long as it does.
+            loaded = tf.saved_model.load(version_path)
+            signatures = loaded.signatures
+            if missing := [key for key in REQUIRED if key not in signatures]:
+                raise ServingError(f"signatures are missing: {', '.join(missing)}")
+            inputs = _inputs(signatures, samples)
+            _write_warmup_requests(path, inputs)
+            target = stack.enter_context(_served(path.parent, report.backend))
         except Exception as error:
             report.problems.append(_one_line(error))
         else:
             transport = GrpcTransport(Address(target, path.parent.name, timeout=60.0))
-            stack.callback(transport.close)
-            _call_all(_named(servable), loaded, transport, samples, report)
+            stack.enter_context(contextlib.closing(transport))
+            for key in sorted(signatures):
+                _try(key, signatures[key], inputs[key], transport, report)
             if report.passed:
                 _measure(transport, samples, latency_budget_ms, report)
     report.seconds = time.monotonic() - started
     return report
 
 
+def _inputs(signatures: Mapping[str, Any], samples: TrialExamples) -> dict[str, Arrays]:
+    """What each signature is called with."""
+    known = {
+        contract.EXAMPLES: samples.examples,
+        contract.IMAGES: samples.images,
+        contract.LABEL: samples.labels,
+        contract.SEED: np.arange(len(samples.images), dtype=np.int64),
+    }
+    if contract.ENCODE in signatures:
+        encode = signatures[contract.ENCODE]
+        known[contract.CODE] = encode(images=tf.constant(samples.images))[contract.CODE].numpy()
+    inputs: dict[str, Arrays] = {}
+    for key, signature in signatures.items():
+        wanted = signature.structured_input_signature[1]
+        if unknown := [alias for alias in wanted if alias not in known]:
+            raise ServingError(f"{key}: inputs that the contract lacks: {', '.join(unknown)}")
+        inputs[key] = {alias: known[alias] for alias in wanted}
+    return inputs
+
+
+def _write_warmup_requests(version_path: pathlib.Path, inputs: Mapping[str, Arrays]) -> None:
+    """Asks each signature at each batch size when a server loads the version."""
+    file = version_path / WARMUP_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for key, arrays in inputs.items():
+            for size in _WARMUP_BATCH_SIZES:
+                batch = {alias: array[:size] for alias, array in arrays.items()}
+                log = protos.PredictionLog()
+                request = wire.predict_request(version_path.parent.name, key, batch)
+                log.predict_log.request.CopyFrom(request)
+                writer.write(log.SerializeToString())
+
+
 @contextlib.contextmanager
-def _served(folder: pathlib.Path, backend: str) -> Iterator[Callable[[], str]]:
-    """A server of the candidate as a process; what is yielded waits for its ``host:port``."""
+def _served(folder: pathlib.Path, backend: str) -> Iterator[str]:
+    """A server of the candidate as a process, once it answers: its ``host:port``."""
     port, rest_port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
     home = str(pathlib.Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
@@ -167,28 +197,16 @@ def _served(folder: pathlib.Path, backend: str) -> Iterator[Callable[[], str]]:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
         )
-
-        def last_words() -> str:
-            log.seek(0)
-            lines = log.read().decode("utf-8", "replace").strip().splitlines()
-            return lines[-1].removeprefix("mnist-ae: error: ") if lines else "it said nothing"
-
-        def wait() -> str:
-            target = f"127.0.0.1:{port}"
-            transport = GrpcTransport(Address(target, folder.name, timeout=2.0, retries=0))
-            end = time.monotonic() + _START_SECONDS
-            with contextlib.closing(transport):
-                while time.monotonic() < end:
-                    if process.poll() is not None:
-                        raise ServerStartError(f"the server does not take it: {last_words()}")
-                    with contextlib.suppress(ServingError):
-                        if any(item.state == "AVAILABLE" for item in transport.status()):
-                            return target
-                    time.sleep(0.1)
-            raise ServerStartError(f"not available within {_START_SECONDS:g} s: {last_words()}")
-
         try:
-            yield wait
+            target = f"127.0.0.1:{port}"
+            if problem := _problem_of_start(
+                process, Address(target, folder.name, timeout=2.0, retries=0)
+            ):
+                log.seek(0)
+                said = log.read().decode("utf-8", "replace").strip().splitlines()
+                last_words = said[-1].removeprefix("mnist-ae: error: ") if said else "no word of it"
+                raise ServerStartError(f"{problem}: {last_words}")
+            yield target
         finally:
             process.terminate()
             try:
@@ -198,95 +216,60 @@ def _served(folder: pathlib.Path, backend: str) -> Iterator[Callable[[], str]]:
                 process.wait()
 
 
-def _named(servable: Servable) -> dict[str, Signature]:
-    """The signatures that people call."""
-    return {key: item for key, item in servable.signatures.items() if not key.startswith("__")}
+def _problem_of_start(process: subprocess.Popen[bytes], address: Address) -> str:
+    """Waits for the model of a server to be available, or says why it is not."""
+    end = time.monotonic() + _START_SECONDS
+    with contextlib.closing(GrpcTransport(address)) as transport:
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                return "the server does not take it"
+            with contextlib.suppress(ServingError):
+                if any(item.state == "AVAILABLE" for item in transport.status()):
+                    return ""
+            time.sleep(0.1)
+    return f"not available within {_START_SECONDS:g} s"
 
 
-def _call_all(
-    signatures: Mapping[str, Signature],
-    loaded: Any,
-    transport: GrpcTransport,
-    samples: TrialExamples,
-    report: Report,
+def _try(
+    key: str, signature: Any, inputs: Arrays, transport: GrpcTransport, report: Report
 ) -> None:
-    """Compares the server's answers with the v1 Session's and ``tf.saved_model.load``'s."""
-    missing = [key for key in REQUIRED if key not in signatures]
-    if missing:
-        report.problems.append(f"signatures are missing: {', '.join(missing)}")
+    """Compares the server's answers with the contract's shapes and with Python's."""
+    try:
+        answers = transport.predict(key, inputs, ())
+        outputs = signature(**{alias: tf.constant(array) for alias, array in inputs.items()})
+    except Exception as error:
+        report.problems.append(f"{key}: {_one_line(error)}")
         return
-    code: np.ndarray[Any, Any] | None = None
-    # encode first: decode takes its code.
-    for key in sorted(signatures, key=lambda key: (key != contract.ENCODE, key)):
-        signature = signatures[key]
-        try:
-            inputs = _inputs(signature, samples, code)
-            aliases = signature.output_aliases
-            expected = dict(zip(aliases, signature.run(inputs, aliases), strict=True))
-            answers = transport.predict(key, inputs, ())
-            tensors = {alias: tf.constant(array) for alias, array in inputs.items()}
-            outputs = loaded.signatures[key](**tensors)
-            python = {alias: np.asarray(value.numpy()) for alias, value in outputs.items()}
-        except Exception as error:
-            report.problems.append(f"{key}: {_one_line(error)}")
-            continue
-        report.signatures.append(key)
-        rows = len(next(iter(inputs.values())))
-        report.problems += _check(key, signature, answers, rows)
-        report.problems += _compare(key, "the v1 Session", answers, expected)
-        report.problems += _compare(key, "the trained model", answers, python)
-        code = expected.get(contract.CODE, code) if key == contract.ENCODE else code
+    report.signatures.append(key)
+    report.problems += _check(key, signature.structured_outputs, answers, inputs)
+    expected = {alias: value.numpy() for alias, value in outputs.items()}
+    report.problems += _compare(key, answers, expected)
 
 
-def _inputs(
-    signature: Signature, samples: TrialExamples, code: np.ndarray[Any, Any] | None
-) -> Arrays:
-    known = {
-        contract.EXAMPLES: samples.examples,
-        contract.IMAGES: samples.images,
-        contract.LABEL: samples.labels,
-        contract.SEED: np.arange(len(samples.images), dtype=np.int64),
-        **({contract.CODE: code} if code is not None else {}),
-    }
-    rows = len(samples.images)
-    inputs = {}
-    for alias, info in signature.inputs.items():
-        dtype = wire.numpy_type(info.dtype)
-        if alias in known and known[alias].dtype == dtype:
-            inputs[alias] = known[alias]
-        elif info.dtype == wire.DT_STRING:
-            inputs[alias] = samples.examples
-        else:
-            shape = [rows, *(max(size, 1) for size in (info.shape or (-1,))[1:])]
-            inputs[alias] = np.zeros(shape, dtype)
-    return inputs
-
-
-def _check(key: str, signature: Any, answers: Arrays, rows: int) -> list[str]:
+def _check(
+    key: str, outputs: Mapping[str, tf.TensorSpec], answers: Arrays, inputs: Arrays
+) -> list[str]:
     problems = []
-    height, width = contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH
+    rows = len(next(iter(inputs.values())))
+    pictures = (rows, contract.IMAGE_HEIGHT, contract.IMAGE_WIDTH)
     by_contract: dict[str, tuple[int, ...]] = {
-        contract.RECONSTRUCTION: (rows, height, width),
+        contract.RECONSTRUCTION: pictures,
+        contract.IMAGES: pictures,
         contract.RECONSTRUCTION_ERROR: (rows,),
         contract.ANOMALY_SCORE: (rows,),
         contract.IS_ANOMALY: (rows,),
-        contract.IMAGES: (rows, height, width),
-        contract.PROBABILITIES: (rows, contract.NUM_CLASSES),
         contract.LABEL: (rows,),
+        contract.PROBABILITIES: (rows, contract.NUM_CLASSES),
     }
-    for alias, info in signature.outputs.items():
+    for alias, spec in outputs.items():
         if alias not in answers:
             problems.append(f"{key}: the answer lacks {alias}")
             continue
         array = answers[alias]
-        wanted = by_contract.get(alias, info.shape)
-        fits = wanted is None or (
-            array.ndim == len(wanted)
-            and all(want in (-1, size) for want, size in zip(wanted, array.shape, strict=True))
-        )
-        if not fits or (array.ndim and array.shape[0] != rows):
+        wanted = by_contract.get(alias, (rows, *spec.shape[1:]))
+        if not tf.TensorShape(wanted).is_compatible_with(array.shape):
             problems.append(
-                f"{key}: {alias} has the shape {list(array.shape)}, not {list(wanted or ())} for "
+                f"{key}: {alias} has the shape {list(array.shape)}, not {list(wanted)} for "
                 f"{rows} images"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -295,18 +278,18 @@ def _check(key: str, signature: Any, answers: Arrays, rows: int) -> list[str]:
     return problems
 
 
-def _compare(key: str, whose: str, answers: Arrays, expected: Arrays) -> list[str]:
+def _compare(key: str, answers: Arrays, expected: Arrays) -> list[str]:
     problems = []
     for alias, want in expected.items():
         got = answers.get(alias)
         if got is None or got.shape != want.shape:
-            problems.append(f"{key}: {alias} over gRPC has another shape than in {whose}")
+            problems.append(f"{key}: {alias} over gRPC has another shape than in Python")
         elif want.dtype.kind == "f":
             if not np.allclose(got, want, rtol=_RTOL, atol=_ATOL, equal_nan=True):
                 worst = float(np.nanmax(np.abs(got - want)))
-                problems.append(f"{key}: {alias} over gRPC differs from {whose} by {worst:.3g}")
+                problems.append(f"{key}: {alias} over gRPC differs from Python's by {worst:.3g}")
         elif np.mean(got != want) > _FLIPS:
-            problems.append(f"{key}: {alias} over gRPC differs from {whose}")
+            problems.append(f"{key}: {alias} over gRPC differs from Python's")
     return problems
 
 
@@ -346,50 +329,6 @@ def measure_latency(ask: Callable[[], Any], budget_ms: float) -> float:
         if best <= budget_ms:
             break
     return best
-
-
-def write_warmup_requests(
-    version_path: str, samples: TrialExamples, batch_sizes: Sequence[int]
-) -> int:
-    """Writes a version's warm-up requests: each signature, at each batch size.
-
-    Args:
-      batch_sizes: Images a request; no more than there are samples.
-
-    Returns:
-      How many requests were written.
-
-    Raises:
-      ServingError: The model cannot be loaded or does not encode.
-    """
-    path = pathlib.Path(version_path)
-    servable = None
-    try:
-        servable = Servable(path.parent.name, 1, version_path)
-        records = []
-        code = None
-        if contract.ENCODE in servable.signatures:
-            encode = servable.signatures[contract.ENCODE]
-            [code] = encode.run(_inputs(encode, samples, None), (contract.CODE,))
-        for key, signature in _named(servable).items():
-            inputs = _inputs(signature, samples, code)
-            for size in sorted({min(size, len(samples.images)) for size in batch_sizes}):
-                batch = {alias: array[:size] for alias, array in inputs.items()}
-                log = protos.PredictionLog()
-                request = wire.predict_request(path.parent.name, key, batch)
-                log.predict_log.request.CopyFrom(request)
-                records.append(log.SerializeToString())
-    except Exception as error:
-        raise ServingError(f"no warm-up requests: {_one_line(error)}") from None
-    finally:
-        if servable is not None:
-            servable.retire()
-    file = path / WARMUP_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tf.io.TFRecordWriter(str(file)) as writer:
-        for record in records:
-            writer.write(record)
-    return len(records)
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
 from typing import Any
 
@@ -14,37 +15,29 @@ import click
 from pipeline.commands import options
 from pipeline.commands.group import command
 from pipeline.commands.options import PORT, POSITIVE, Number, flag, option
+from pipeline.continuous import events, sources, spans, state, story, watcher
+from pipeline.continuous.job import WatchOptions
 from pipeline.errors import UserError
 from serving import locate
 
 _OPEN_FRACTION = Number(0, 1, min_open=True, max_open=True)
 
 
-class _Span(click.ParamType):
+def _span(text: str) -> int | None:
     """A span's number, or None for ``next``."""
-
-    name = "span"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value is None or isinstance(value, int):
-            return value
-        if value == "next":
-            return None
-        if not value.isascii() or not value.isdigit():
-            self.fail(f"{value} is neither a number (0 or more) nor 'next'", param, ctx)
-        return int(value)
+    if text == "next":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise click.BadParameter(f"{text} is neither a number (0 or more) nor 'next'")
+    return int(text)
 
 
-class _Words(click.ParamType):
+def _words(text: str) -> list[str]:
     """Arguments in one word, quoted as in a shell."""
-
-    name = "words"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return shlex.split(value)
-        except ValueError as e:
-            self.fail(f"{value!r}: {e}", param, ctx)
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise click.BadParameter(f"{text!r}: {e}") from None
 
 
 @command()
@@ -54,7 +47,7 @@ class _Words(click.ParamType):
     "--span N|next",
     "the span's number; where it is taken already: the next version of that span; "
     "next: one above the highest",
-    type=_Span(),
+    type=_span,
     show_default="next",
 )
 @flag("--golden", "the fixed set that no new model may be worse on, instead of a span")
@@ -77,8 +70,6 @@ def ingest(
     IMAGES is an IDX file, .npy, .npz, or a folder of IDX files, of PNGs or of folders 0 to 9 of
     PNGs.
     """
-    from pipeline.continuous import sources, spans
-
     if golden and span is not None:
         raise UserError("--golden and --span exclude each other")
     pixels, digits, kind = sources.read(images, labels)
@@ -119,16 +110,13 @@ def _say_gaps(missing: list[int]) -> None:
         print(f"gap     no span {shown}")
 
 
-@command()
+@command("spans")
 @click.argument("action", type=click.Choice(["list", "accept"]), default="list")
 @click.argument("span", type=int, required=False, metavar="[N]")
 @options.as_json("JSON")
 @options.root
-def spans(action: str, span: int | None, as_json: bool, root: str) -> None:
+def spans_(action: str, span: int | None, as_json: bool, root: str) -> None:
     """List the spans; 'spans accept N' lets a span in that was set aside."""
-    from pipeline.continuous import spans, state
-    from pipeline.continuous import story as stories
-
     root = os.path.abspath(root)
     if action == "accept":
         if span is None:
@@ -138,7 +126,7 @@ def spans(action: str, span: int | None, as_json: bool, root: str) -> None:
     if span is not None:
         raise UserError("'mnist-ae spans' takes no number; 'mnist-ae spans accept N' does")
     manifests = spans.scan(root)
-    rows = stories.span_rows(manifests, state.read(root))
+    rows = story.span_rows(manifests, state.read(root))
     missing = spans.missing(manifests)
     broken = [str(path) for path in spans.unpublished(root)]
     if as_json:
@@ -175,49 +163,47 @@ def _show_spans(rows: list[dict[str, Any]]) -> None:
     console.make_console(sys.stdout).print(table)
 
 
+# The function gets ``how``, a WatchOptions.
+_watching = options.gathered(
+    "how",
+    WatchOptions,
+    option(
+        "--interval S",
+        "seconds between looks where the file system gives no events",
+        type=POSITIVE,
+        default=60.0,
+    ),
+    flag("--cold", "train afresh instead of from the serving model"),
+    flag(
+        "--auto-promote",
+        "make what was pushed the canary of a live server, compare, promote or roll back",
+    ),
+    option(
+        "--submit ARGUMENTS",
+        "run each span on Kubeflow: more arguments of 'mnist-ae kubeflow submit' in one word, "
+        "such as '--host http://localhost:8888'",
+        type=_words,
+    ),
+    option("--target HOST:PORT", "the live server's gRPC port"),
+    option("--base-path PATH", "the model's folder as that server sees it"),
+    option(
+        "--served-metrics URL",
+        "its metrics, such as http://localhost:8501/monitoring/prometheus/metrics: served "
+        "errors decide on a canary, and rising ones start a run on sampled requests",
+        to="metrics_url",
+    ),
+    option("--metrics-port PORT", "serve Prometheus metrics of the watcher", type=PORT),
+)
+
+
 @command()
 @click.argument("action", type=click.Choice(["run", "status"]), default="run")
 @options.configuration()
-@option(
-    "--interval S",
-    "seconds between looks where the file system gives no events",
-    type=POSITIVE,
-    default=60.0,
-)
 @flag("--once", "do what is due now, then end; for cron")
-@flag("--cold", "train afresh instead of from the serving model")
-@flag(
-    "--auto-promote",
-    "make what was pushed the canary of a live server, compare, promote or roll back",
-)
-@option(
-    "--submit ARGUMENTS",
-    "run each span on Kubeflow: more arguments of 'mnist-ae kubeflow submit' in one word, "
-    "such as '--host http://localhost:8888'",
-    type=_Words(),
-)
-@option("--target HOST:PORT", "the live server's gRPC port")
-@option("--base-path PATH", "the model's folder as that server sees it")
-@option(
-    "--served-metrics URL",
-    "its metrics, such as http://localhost:8501/monitoring/prometheus/metrics: served "
-    "errors decide on a canary, and rising ones start a run on sampled requests",
-)
-@option("--metrics-port PORT", "serve Prometheus metrics of the watcher", type=PORT)
+@_watching
 @options.as_json("events, or the status, as JSON")
 def watch(
-    action: str,
-    source: options.ConfigSource,
-    interval: float,
-    once: bool,
-    cold: bool,
-    auto_promote: bool,
-    submit: list[str] | None,
-    target: str | None,
-    base_path: str | None,
-    served_metrics: str | None,
-    metrics_port: int | None,
-    as_json: bool,
+    action: str, source: options.ConfigSource, once: bool, how: WatchOptions, as_json: bool
 ) -> int:
     """Look for new spans, train on them, push what is better.
 
@@ -226,25 +212,14 @@ def watch(
     if action == "status":
         _show_status(source.root or locate.DEFAULT_ROOT, as_json)
         return 0
-    import signal
-
-    from pipeline.continuous import events, watcher
-
     config = source.load()
-    if auto_promote and not target:
+    if how.auto_promote and not how.target:
         raise UserError("--auto-promote moves the labels of a live server: name it with --target")
-    how = watcher.WatchOptions(
+    how = dataclasses.replace(
+        how,
         config_path=os.path.abspath(source.config) if source.config else None,
         # The runs work in this root, whatever folder they are started in.
         assignments=[*source.assignments, f"root={json.dumps(os.path.abspath(config.root))}"],
-        interval=interval,
-        cold=cold,
-        auto_promote=auto_promote,
-        target=target,
-        base_path=base_path,
-        metrics_url=served_metrics,
-        metrics_port=metrics_port,
-        submit=submit,
     )
 
     def say(record: dict[str, Any]) -> None:
@@ -271,8 +246,6 @@ def watch(
 
 
 def _show_status(root: str, as_json: bool) -> None:
-    from pipeline.continuous import watcher
-
     values = watcher.status(os.path.abspath(root))
     if as_json:
         print(json.dumps(values))
@@ -297,15 +270,13 @@ def _show_status(root: str, as_json: bool) -> None:
 @options.root
 def history(as_json: bool, html: str | None, model: str | None, root: str) -> None:
     """Tell the story of the spans: drift, run, losses before and after, verdict."""
-    from pipeline.continuous import story as stories
-
-    story = stories.tell(os.path.abspath(root), model)
+    found = story.tell(os.path.abspath(root), model)
     if html:
-        stories.write_page(story, html)
+        story.write_page(found, html)
         print(f"wrote {html}")
     elif as_json:
-        print(json.dumps(story))
-    elif story["spans"]:
-        stories.show(story)
+        print(json.dumps(found))
+    elif found["spans"]:
+        story.show(found)
     else:
-        print(f"no spans in {story['root']}; publish one with 'mnist-ae ingest IMAGES'")
+        print(f"no spans in {found['root']}; publish one with 'mnist-ae ingest IMAGES'")

@@ -16,6 +16,7 @@ from serving import locate
 
 if TYPE_CHECKING:
     from pipeline.config import PipelineConfig
+    from serving.images import Loaded
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -26,11 +27,7 @@ class Number(click.FloatRange):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number.
-
-        Raises:
-          click.BadParameter: It is none, out of bounds, infinite or NaN.
-        """
+        """The number; click.BadParameter where it is none or out of bounds."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
@@ -100,14 +97,6 @@ beam = option(
 )
 
 
-def images(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument ``IMAGE...`` and what goes with it; the function gets ``paths``, ``invert``."""
-    said = inspect.cleandoc(function.__doc__ or "")
-    function.__doc__ = f"{said}\n\nIMAGE is a PNG, JPEG or IDX file (IDX may be gzipped)."
-    argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGE...")
-    return argument(invert(function))
-
-
 invert = option(
     "--invert",
     "swap light and dark of pictures; auto: where the border is light",
@@ -156,6 +145,21 @@ def gathered(name: str, make: Callable[..., Any], *options: Decorator) -> Decora
     return decorate
 
 
+def _load(paths: tuple[str, ...], invert: Any) -> list[Loaded]:
+    """All images first: a bad one stops before anything is sent or written."""
+    from serving import images
+
+    return [images.load(path, invert) for path in paths]
+
+
+def images(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument ``IMAGE...`` and what goes with it; the function gets ``files``, as loaded."""
+    said = inspect.cleandoc(function.__doc__ or "")
+    function.__doc__ = f"{said}\n\nIMAGE is a PNG, JPEG or IDX file (IDX may be gzipped)."
+    argument = click.argument("paths", nargs=-1, required=True, metavar="IMAGE...")
+    return gathered("files", _load, argument, invert)(function)
+
+
 @dataclasses.dataclass(frozen=True)
 class ConfigSource:
     """Where a command's configuration comes from: the options as they were given.
@@ -192,11 +196,7 @@ class ConfigSource:
         return dataclasses.replace(self, assigned=(*assignments, *self.assigned))
 
     def load(self) -> PipelineConfig:
-        """The configuration.
-
-        Raises:
-          UserError: Unreadable file, unknown key, wrong value.
-        """
+        """The configuration, or a UserError that names what is wrong in it."""
         from pipeline import config
 
         return config.load(self.config, self.assignments)

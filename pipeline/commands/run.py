@@ -7,13 +7,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.commands import options
 from pipeline.commands.group import command
 from pipeline.commands.options import flag
 from pipeline.errors import UserError
+from pipeline.locking import locked, new_run_id
 from serving import quiet
 from serving.errors import Error
 
@@ -37,15 +38,16 @@ def run(
     source = source.below(*["cache=false"] * no_cache, *["tuner.enabled=true"] * tune)
     names = _chosen_models(source.model)
     configs = [dataclasses.replace(source, model=name).load() for name in names]
-    from pipeline.locking import locked
+    from pipeline.beam_options import check_engine
 
     if len(configs) > 1 and configs[0].pusher.name is not None:
         raise UserError("pusher.name: is the name of one model, and several are to be run")
     # Before anything slow or written: the data, then the folder.
+    check_engine(configs[0])
     configs, dataset = _with_data(configs, leave_out=source.model == _ALL_MODELS)
     with locked(configs[0].root):
         if len(configs) == 1:
-            _run_locked(configs[0], dataset, as_json, verbose)
+            _run_locked(configs[0], dataset, new_run_id(), as_json, verbose)
             return 0
         return _run_several(configs, dataset, as_json, verbose)
 
@@ -99,19 +101,16 @@ def _labels_for_training(config: PipelineConfig, dataset: Dataset) -> int:
 def _run_several(
     configs: Sequence[PipelineConfig], dataset: Dataset, as_json: bool, verbose: bool
 ) -> int:
-    """Runs one model after the other; one that fails does not stop the others.
-
-    Returns:
-      The highest exit code.
-    """
+    """Runs one model after the other, whichever fails; the highest exit code."""
     from pipeline import leaderboard, runs
 
     codes: list[int] = [0]
     run_ids: list[str] = []
     for number, config in enumerate(configs, 1):
         print(f"model {number} of {len(configs)}: {config.model.name}", file=sys.stderr)
+        run_ids.append(new_run_id())
         try:
-            _run_locked(config, dataset, as_json, verbose, started=run_ids.append)
+            _run_locked(config, dataset, run_ids[-1], as_json, verbose)
         except Error as e:
             codes.append(e.exit_code)
             reason = " ".join(str(e).split())
@@ -125,20 +124,13 @@ def _run_several(
 
 
 def _run_locked(
-    config: PipelineConfig,
-    dataset: Dataset,
-    as_json: bool,
-    verbose: bool,
-    started: Callable[[str], None] = lambda run_id: None,
+    config: PipelineConfig, dataset: Dataset, run_id: str, as_json: bool, verbose: bool
 ) -> None:
     from pipeline import console
     from pipeline.config import DEFAULT_ROOT
-    from pipeline.locking import new_run_id
 
     # TFX's Beam executors read the command line as absl flags: -v would be theirs.
     del sys.argv[1:]
-    run_id = new_run_id()
-    started(run_id)
     log_path = os.path.join(os.path.abspath(config.root), "logs", f"{run_id}.log")
     quiet.settle_environment()
     with console.quiet_streams(log_path, verbose) as (out, err):

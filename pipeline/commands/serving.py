@@ -46,12 +46,14 @@ if TYPE_CHECKING:
 @option(
     "--drain-seconds",
     "time for requests under way when stopping, in seconds (embedded)",
+    to="drain_timeout",
     type=POSITIVE,
     default=30.0,
 )
 @option(
     "--load-retries N",
     "further tries after a failed load, a second apart",
+    to="max_load_retries",
     type=Integer(0, 9),
     default=2,
 )
@@ -67,8 +69,7 @@ def serve(
     tls_key: str | None,
     tls_client_ca: str | None,
     max_message_mb: int,
-    drain_seconds: float,
-    load_retries: int,
+    **embedded: Any,
 ) -> int:
     """Serve a model until SIGTERM or Ctrl-C; says `ready` when it answers.
 
@@ -83,12 +84,8 @@ def serve(
     folder = locate.find(model, pathlib.Path(root))
     config = locate.config_path(pathlib.Path(root))
     pushed_here = folder.path.parent == config.absolute().parent
-    extra: dict[str, Any] = {
-        "max_message_bytes": max_message_mb * 2**20,
-        "drain_timeout": drain_seconds,
-        "max_load_retries": load_retries,
-        "index_of": functools.partial(runs.index_of, root),
-    }
+    embedded["max_message_bytes"] = max_message_mb * 2**20
+    embedded["index_of"] = functools.partial(runs.index_of, root)
     if bool(tls_cert) != bool(tls_key) or (tls_client_ca and not tls_cert):
         raise InputError("TLS needs --tls-cert and --tls-key together")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
@@ -96,7 +93,7 @@ def serve(
     if tls_cert and tls_key:
         from serving.standin.settings import TlsFiles
 
-        extra["tls"] = TlsFiles(tls_cert, tls_key, tls_client_ca)
+        embedded["tls"] = TlsFiles(tls_cert, tls_key, tls_client_ca)
     plan = launcher.Plan(
         folder,
         config if pushed_here and folder.version is None else None,
@@ -104,7 +101,7 @@ def serve(
         port,
         rest_port,
         pathlib.Path(batching) if batching else None,
-        extra,
+        embedded,
     )
     return launcher.serve(plan, backend, lambda text: print(text, flush=True))
 

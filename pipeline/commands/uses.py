@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import logging
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 import click
+import numpy as np
 
+from components.mnist_example_gen import idx
+from pipeline import output_files
 from pipeline.commands import options
 from pipeline.commands.connection import in_folder
 from pipeline.commands.group import command
 from pipeline.commands.options import COUNT, Integer, flag, option
 from pipeline.errors import UserError
-from serving import locate
+from serving import images, locate
 
 _SHEET_LIMIT = 64
 
@@ -29,8 +36,7 @@ _SHEET_LIMIT = 64
 @option("--out DIR", "where the PNG goes", default="out")
 @options.as_json("a JSON list, write no PNG")
 def search(
-    paths: tuple[str, ...],
-    invert: Any,
+    files: list[images.Loaded],
     root: str,
     k: int,
     model: str | None,
@@ -38,18 +44,14 @@ def search(
     as_json: bool,
 ) -> None:
     """Find the training images most like an image."""
-    import numpy as np
-
     from pipeline import console, runs
-    from serving import images
     from serving.uses import search
 
-    loaded = [images.load(path, invert) for path in paths]
     record = runs.choose(runs.some_runs(root), model)
     outputs = runs.outputs(root, record)
     console.quieten()
-    queries = np.concatenate([one.images for one in loaded])
-    names = [name for one in loaded for name in one.names]
+    queries = np.concatenate([loaded.images for loaded in files])
+    names = [name for loaded in files for name in loaded.names]
     index = outputs.train_index
     if not index:
         raise UserError(f"{outputs.index}: holds no index; run the same model again")
@@ -82,8 +84,7 @@ def search(
 @options.model()
 @options.as_json("the figures as JSON")
 def compress(
-    paths: tuple[str, ...],
-    invert: Any,
+    files: list[images.Loaded],
     root: str,
     out: str,
     bits: int,
@@ -91,15 +92,12 @@ def compress(
     as_json: bool,
 ) -> None:
     """Store images as quantised codes."""
-    import numpy as np
-
-    from serving import images
     from serving.uses import codecs
     from serving.uses import compress as codec
 
-    pixels = np.concatenate([images.load(path, invert).images for path in paths])
+    pixels = np.concatenate([loaded.images for loaded in files])
     if not len(pixels):
-        raise UserError(f"{paths[0]}: holds no images")
+        raise UserError(f"{files[0].path}: holds no images")
     folder = locate.find(model, pathlib.Path(root))
     with in_folder(folder, batch_size=1_000) as client:
         compressed = codec.compress(
@@ -155,9 +153,6 @@ def _show_codecs(rows: list[Any]) -> None:
 @options.model(default="the one that compressed it")
 def decompress(file: str, out: str, root: str, model: str | None) -> None:
     """Turn a compressed file into images."""
-    from components.mnist_example_gen.idx import write_idx
-    from pipeline import output_files
-    from serving import images
     from serving.uses import compress as codec
 
     compressed = codec.load(pathlib.Path(file))
@@ -179,7 +174,7 @@ def decompress(file: str, out: str, root: str, model: str | None) -> None:
         images.write_grid(path, shown)
     else:
         with output_files.writing(path) as target:
-            write_idx(target.name, shown)
+            idx.write_idx(target.name, shown)
     print(f"wrote {path}: {len(shown):,} images")
 
 
@@ -223,11 +218,6 @@ def infer(
     as_json: bool,
 ) -> None:
     """Run many images through a model, on Beam."""
-    import contextlib
-    import io
-    import logging
-    import time
-
     from pipeline import config, console
 
     folder = locate.find(model, pathlib.Path(root))

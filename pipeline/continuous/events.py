@@ -7,8 +7,10 @@ receiver that hangs delays nobody.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import logging.handlers
 import os
 import pathlib
 import shlex
@@ -45,7 +47,6 @@ class Events:
     """Tells what happens.
 
     Args:
-      folder: Of the watcher.
       say: Shows an event to whoever started the watcher.
       command: Run at notable events, with the event as JSON on stdin.
       url: Gets notable events as a JSON POST.
@@ -59,17 +60,22 @@ class Events:
         command: str | None = None,
         url: str | None = None,
     ) -> None:
-        self._path = folder / LOG_FILE
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._log = logging.handlers.RotatingFileHandler(
+            folder / LOG_FILE, maxBytes=_MAX_BYTES, backupCount=1, encoding="utf-8", delay=True
+        )
+        # A full disk must not end the watch; the terminal has the event.
+        self._log.handleError = lambda record: None  # type: ignore[method-assign]
         self._say = say
         self._command = shlex.split(command) if command else None
         self._url = url
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
 
     def tell(self, event: str, **values: Any) -> None:
         """Logs an event, shows it, and sends it where it is notable."""
         record = {"time": _now(), "event": event, **values}
-        self._log(record)
+        self._write(record)
         self._say(record)
         if event in NOTABLE and (self._command or self._url):
             self._threads = [t for t in self._threads if t.is_alive()]
@@ -84,6 +90,7 @@ class Events:
         """Waits a little for notifications under way."""
         for thread in self._threads:
             thread.join(_TIMEOUT + 1)
+        self._log.close()
 
     def _send(self, record: dict[str, Any]) -> None:
         data = json.dumps(record).encode()
@@ -112,20 +119,10 @@ class Events:
                 self._complain(f"{self._url}: {getattr(e, 'reason', e)}")
 
     def _complain(self, text: str) -> None:
-        self._log({"time": _now(), "event": "notification_failed", "reason": text[:500]})
+        self._write({"time": _now(), "event": "notification_failed", "reason": text[:500]})
 
-    def _log(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record) + "\n"
-        with self._lock:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                if self._path.exists() and self._path.stat().st_size > _MAX_BYTES:
-                    self._path.replace(self._path.with_suffix(".jsonl.1"))
-                with open(self._path, "a", encoding="utf-8") as f:
-                    f.write(line)
-            except OSError:
-                # A full disk must not end the watch; the terminal has the event.
-                return
+    def _write(self, record: dict[str, Any]) -> None:
+        self._log.handle(logging.makeLogRecord({"msg": json.dumps(record)}))
 
 
 def _now() -> str:

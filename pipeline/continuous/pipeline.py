@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from tfx.orchestration import pipeline
@@ -15,39 +14,18 @@ from pipeline.nodes import Builder, stamp
 DRIFT = "DriftMonitor"
 
 
-@dataclasses.dataclass(frozen=True)
-class SpanRun:
-    """What a continuous run is about.
-
-    Attributes:
-      span: Number of the span; None is the newest there is when it is ingested.
-      version: Its version.
-      golden_folder: Where the golden set's IDX files are.
-      golden_labelled: Whether it has labels.
-      accepted: How often a person has let the span in.
-      cold: Whether to train afresh.
-    """
-
-    span: int | None
-    version: int
-    golden_folder: str
-    golden_labelled: bool = True
-    accepted: int = 0
-    cold: bool = False
-
-    @property
-    def key(self) -> str:
-        """``N.V``, or ``resolvers.LATEST``."""
-        return resolvers.LATEST if self.span is None else f"{self.span}.{self.version}"
-
-
 def create_continuous_pipeline(
     config: PipelineConfig,
-    run: SpanRun,
     *,
-    spans_folder: str,
+    data_folder: str,
+    golden_folder: str,
+    data_pattern: str = spans.PATTERN,
+    data_span: int | None = None,
+    version: int = 0,
     labelled: bool = True,
-    pattern: str = spans.PATTERN,
+    golden_labelled: bool = True,
+    accepted: int = 0,
+    cold: bool = False,
     **options: Any,
 ) -> pipeline.Pipeline:
     """Wires a run on a new span, for every way of running it.
@@ -59,37 +37,42 @@ def create_continuous_pipeline(
     the newest span and on the golden set.
 
     Args:
-      config: What to run.
-      run: The span.
-      spans_folder: The folder of the spans.
+      data_folder: The folder of the spans.
+      golden_folder: Where the golden set's IDX files are.
+      data_pattern: Folder of a span, and perhaps of its version, below ``data_folder``.
+      data_span: Number of the span; None is the newest there is when it is ingested.
+      version: Its version.
       labelled: Whether the span has labels.
-      pattern: Folder of a span, and perhaps of its version, below that.
+      golden_labelled: Whether the golden set has.
+      accepted: How often a person has let the span in.
+      cold: Whether to train afresh.
       **options: As for :class:`pipeline.nodes.Builder`.
 
     Returns:
       A TFX pipeline whose nodes are in topological order.
     """
     own = config.continuous
+    key = resolvers.LATEST if data_span is None else f"{data_span}.{version}"
     build = Builder(config, **options)
-    span = build.example_gen(spans_folder, pattern, run.span)
+    span = build.example_gen(data_folder, data_pattern, data_span)
     stamp(span.outputs["examples"], **{resolvers.ROLE: resolvers.ROLE_SPAN})
-    golden = build.golden_example_gen(run.golden_folder)
+    golden = build.golden_example_gen(golden_folder)
     data_gate = build.validation(span)
-    serving = build.serving_model_resolver(run.key)
+    serving = build.serving_model_resolver(key)
     drift = build.drift_monitor(
         span,
         golden=golden,
         reference=build.reference_resolver(span, after=data_gate),
         serving=serving,
-        accepted=run.accepted,
+        accepted=accepted,
         after=data_gate,
     )
     window = build.window_resolver(drift)
     transform = build.transform(window)
     reference = build.pca_reference(span, after=drift)
-    base = None if run.cold else serving
+    base = None if cold else serving
     tuner = build.tuner(window, transform, base=base)
-    trainer = build.trainer(window, transform, tuner=tuner, base=base, span_key=run.key)
+    trainer = build.trainer(window, transform, tuner=tuner, base=base, span_key=key)
     on_span = build.evaluator(
         span,
         trainer,
@@ -103,7 +86,7 @@ def create_continuous_pipeline(
         golden,
         trainer,
         against=serving,
-        by_label=run.golden_labelled,
+        by_label=golden_labelled,
         max_increase=own.max_golden_increase,
         max_digit_increase=own.max_digit_increase,
         node_id="GoldenEvaluator",

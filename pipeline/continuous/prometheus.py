@@ -7,6 +7,7 @@ textfile collector.
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 import time
@@ -26,11 +27,7 @@ _TIMEOUT = 10.0
 
 
 class Collector:
-    """Turns the state into metrics whenever it is asked.
-
-    Args:
-      state: Gives the state.
-    """
+    """Turns the state into metrics whenever it is asked."""
 
     def __init__(self, state: Callable[[], State]) -> None:
         self._state = state
@@ -39,10 +36,7 @@ class Collector:
         """The metrics, as prometheus_client asks for them."""
         state = self._state()
         spans = GaugeMetricFamily(_PREFIX + "spans", "Spans by status", labels=["status"])
-        counts: dict[str, int] = {}
-        for record in list(state.spans.values()):
-            status = record.get("status", "new")
-            counts[status] = counts.get(status, 0) + 1
+        counts = collections.Counter(map(state.status, list(state.spans)))
         for status, count in sorted(counts.items()):
             spans.add_metric([status], count)
         yield spans
@@ -83,8 +77,6 @@ def served_errors(
 
     Args:
       url: The server's metrics.
-      servable: The model.
-      by_version: Tells its versions apart.
 
     Returns:
       By version, or under "" for all; empty where the server does not say.
@@ -95,16 +87,12 @@ def served_errors(
             families = list(text_string_to_metric_families(answer.read().decode()))
     except (OSError, ValueError):
         return {}
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {"sum": {}, "count": {}}
     for sample in (sample for family in families for sample in family.samples):
-        if sample.labels.get("model_name") == servable:
-            version = sample.labels.get("version", "")
-            if sample.name == f"{name}_sum":
-                sums[version] = sample.value
-            elif sample.name == f"{name}_count":
-                counts[version] = sample.value
-    return {version: (sums.get(version, 0.0), count) for version, count in counts.items()}
+        series, _, kind = sample.name.rpartition("_")
+        if sample.labels.get("model_name") == servable and series == name and kind in found:
+            found[kind][sample.labels.get("version", "")] = sample.value
+    return {v: (found["sum"].get(v, 0.0), count) for v, count in found["count"].items()}
 
 
 def increase(before: Sequence[float] | None, now: tuple[float, float]) -> tuple[float, float]:

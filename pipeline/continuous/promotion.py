@@ -27,8 +27,8 @@ from components.mnist_example_gen import idx
 from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
+from pipeline.continuous.job import WatchOptions
 from pipeline.continuous.state import State
-from pipeline.continuous.watch_options import WatchOptions
 from serving import contract, errors, locate
 from serving.errors import RolloutError, ServingError
 
@@ -71,18 +71,13 @@ def _tick(rollout: dict[str, Any]) -> None:
 
 
 class Promotion:
-    """Moves the labels of one servable.
-
-    Args:
-      config: Of the runs.
-      options: Where the servers are.
-      events: Told what happens.
-    """
+    """Moves the labels of one servable."""
 
     def __init__(self, config: PipelineConfig, options: WatchOptions, events: Events) -> None:
         self._config = config
         self._options = options
         self._events = events
+        self._root = pathlib.Path(config.root).absolute()
 
     def begin(self, state: State, version: int) -> None:
         """A version was pushed."""
@@ -182,7 +177,7 @@ class Promotion:
         with self._rollout() as moving:
             labels = moving.labels
         if labels is None:
-            raise RolloutError(f"{self._file()} has no labels any more")
+            raise RolloutError(f"{locate.config_path(self._root)} has no labels any more")
         if labels.canary != rollout["version"] or labels.stable == rollout["version"]:
             by_hand = f"moved by hand: stable {labels.stable}, canary {labels.canary}"
             event = "promoted" if labels.stable == rollout["version"] else "undecided"
@@ -196,17 +191,16 @@ class Promotion:
                 moving.settle()
             raise
         rollout["checked"] = time.time()
-        rollout["checks"] = [*rollout["checks"], found][-max(own.soak_checks, 100) :]
-        ratio = sum(c["canary"] for c in rollout["checks"]) / max(
-            sum(c["stable"] for c in rollout["checks"]), 1e-12
-        )
+        checks = [*rollout["checks"], found][-max(own.soak_checks, 100) :]
+        rollout["checks"] = checks
+        ratio = sum(c["canary"] for c in checks) / max(sum(c["stable"] for c in checks), 1e-12)
         if "served_canary" in found and "served_stable" in found:
             ratio = max(ratio, found["served_canary"] / max(found["served_stable"], 1e-12))
         soaked = rollout["elapsed"] - rollout.get("soaking_since", 0.0)
         text = f"errors are {ratio - 1:+.1%} against version {rollout['stable']}'s"
         if not np.isfinite(ratio) or ratio > 1 + own.soak_tolerance:
             raise UnfitError(f"{text} (limit {own.soak_tolerance:+.1%})")
-        if len(rollout["checks"]) >= own.soak_checks and soaked >= own.soak_seconds:
+        if len(checks) >= own.soak_checks and soaked >= own.soak_seconds:
             rollout["verdict"] = {"event": "promoted", "reason": text}
 
     def compare(self, rollout: dict[str, Any]) -> dict[str, float]:
@@ -256,17 +250,13 @@ class Promotion:
 
     def _probes(self) -> np.ndarray:
         """Evaluation images of the golden set and of the newest span."""
-        root = self._config.root
-        folders = []
-        golden = spans.golden(root)
-        if golden is not None:
-            folders.append(golden[1])
-        for manifest in spans.newest_versions(spans.scan(root))[-1:]:
-            folders.append(spans.version_folder(root, manifest.span, manifest.version))
+        folders = [found[1]] if (found := spans.golden(self._root)) is not None else []
+        for manifest in spans.newest_versions(spans.scan(self._root))[-1:]:
+            folders.append(spans.version_folder(self._root, manifest.span, manifest.version))
         parts = [np.zeros((0, idx.SIDE, idx.SIDE), np.uint8)]
         for folder in folders:
             with contextlib.suppress(OSError, idx.DataError, IndexError):
-                path = next(iter(sorted(folder.glob(f"{idx.SPLIT_PREFIXES['eval']}-{idx.IMAGES}"))))
+                path = sorted(folder.glob(f"{idx.SPLIT_PREFIXES['eval']}-{idx.IMAGES}"))[0]
                 parts.append(spans.read_images(str(path))[:_PROBES])
         images = np.concatenate(parts)
         if len(images) < _MIN_IMAGES:
@@ -324,18 +314,15 @@ class Promotion:
         with contextlib.closing(
             Rollout(
                 self._folder(),
-                ConfigFile(self._file()),
+                ConfigFile(locate.config_path(self._root)),
                 target=self._options.target if live else None,
                 base_path=self._options.base_path,
             )
         ) as rollout:
             yield rollout
 
-    def _file(self) -> pathlib.Path:
-        return locate.config_path(pathlib.Path(self._config.root).absolute())
-
     def _folder(self) -> ModelFolder:
-        return locate.find(self._config.servable, pathlib.Path(self._config.root).absolute())
+        return locate.find(self._config.servable, self._root)
 
 
 def _examples(images: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import shutil
 import uuid
 from typing import Any
 
-from ml_metadata.proto import metadata_store_pb2
+from ml_metadata.proto.metadata_store_pb2 import Artifact, Execution
 
 from pipeline import history
 from pipeline.config import PipelineConfig
@@ -48,8 +48,7 @@ def _clean_artifacts(config: PipelineConfig) -> None:
     events = [store.get_events_by_execution_ids([e.id for e in run]) for run in runs]
     kept = {event.artifact_id for run in events[-config.continuous.keep_runs :] for event in run}
     made = {event.artifact_id for run in events for event in run}
-    live = metadata_store_pb2.Artifact.LIVE
-    artifacts = [a for a in store.get_artifacts_by_id(sorted(made)) if a.state == live]
+    artifacts = [a for a in store.get_artifacts_by_id(sorted(made)) if a.state == Artifact.LIVE]
     kept |= _spans_to_keep(artifacts, 2 * config.continuous.window)
     kept |= _models_to_keep(artifacts)
     root = history.artifacts_folder(config.root) + os.sep
@@ -61,7 +60,7 @@ def _clean_artifacts(config: PipelineConfig) -> None:
     for artifact in gone:
         # First the state, then the files: a kill in between leaves garbage that
         # nothing refers to, not a reference to nothing.
-        artifact.state = metadata_store_pb2.Artifact.DELETED
+        artifact.state = Artifact.DELETED
     if gone:
         store.put_artifacts(gone)
     for artifact in gone:
@@ -70,12 +69,12 @@ def _clean_artifacts(config: PipelineConfig) -> None:
         _logger.info("retention: removed the files of %d artifacts", len(gone))
 
 
-def _is_span_run(store: Any, execution: metadata_store_pb2.Execution) -> bool:
+def _is_span_run(store: Any, execution: Execution) -> bool:
     nodes = [c.name for c in store.get_contexts_by_execution(execution.id) if c.type == "node"]
     return any(name.endswith(f".{GOLDEN_GEN}") for name in nodes)
 
 
-def _spans_to_keep(artifacts: list[metadata_store_pb2.Artifact], count: int) -> set[int]:
+def _spans_to_keep(artifacts: list[Artifact], count: int) -> set[int]:
     found = [
         (_value(a, "span"), a.id)
         for a in artifacts
@@ -85,7 +84,7 @@ def _spans_to_keep(artifacts: list[metadata_store_pb2.Artifact], count: int) -> 
     return {number for span, number in found if span in newest}
 
 
-def _models_to_keep(artifacts: list[metadata_store_pb2.Artifact]) -> set[int]:
+def _models_to_keep(artifacts: list[Artifact]) -> set[int]:
     """The last blessed model of every servable, and its blessing."""
     models = {a.id: a for a in artifacts if a.type == "Model"}
     newest: dict[str, tuple[int, int]] = {}
@@ -98,7 +97,7 @@ def _models_to_keep(artifacts: list[metadata_store_pb2.Artifact]) -> set[int]:
     return {number for pair in newest.values() for number in pair}
 
 
-def _value(artifact: metadata_store_pb2.Artifact, name: str) -> Any:
+def _value(artifact: Artifact, name: str) -> Any:
     """A custom property, or None; asking a protobuf map would make an empty one.
 
     ML Metadata ends the process when an artifact with such a one is put back.
@@ -119,13 +118,11 @@ def _clean_versions(config: PipelineConfig) -> None:
     except RolloutError as e:
         _logger.warning("retention: %s; no version is removed", e)
         return
-    wanted = set(entry.version_labels.values()) if entry is not None else set()
+    wanted = set()
     if entry is not None:
-        wanted |= set(entry.model_version_policy.specific.versions)
+        wanted |= {*entry.version_labels.values(), *entry.model_version_policy.specific.versions}
     versions = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    for version in versions[: -config.continuous.keep_versions]:
-        if version in wanted:
-            continue
+    for version in set(versions[: -config.continuous.keep_versions]) - wanted:
         # A server sees it go at once, not file by file.
         aside = folder / f"_tmp.{uuid.uuid4().hex}"
         (folder / str(version)).rename(aside)

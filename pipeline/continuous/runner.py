@@ -8,109 +8,27 @@ span was at work.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import pathlib
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline import config as config_lib
+from pipeline import history
+from pipeline.config import PipelineConfig
 from pipeline.continuous import spans, state
+from pipeline.continuous.job import EXIT_BUSY, EXIT_NO_SPACE, Outcomes, RunnerJob
 from pipeline.errors import BusyError, UserError
+from pipeline.locking import locked, new_run_id
 from serving import files, quiet
 from serving.errors import Error
 
-if TYPE_CHECKING:
-    from pipeline.config import PipelineConfig
-
 # The golden set and its folder.
 Golden = tuple[spans.Manifest, pathlib.Path]
-# Another run holds the root; as sysexits.h's EX_TEMPFAIL.
-EXIT_BUSY = 75
-# The disk is full: no span is to blame.
-EXIT_NO_SPACE = 74
-
-
-@dataclasses.dataclass(frozen=True)
-class RunnerJob:
-    """What to run.
-
-    Attributes:
-      config_path: A YAML file, or None.
-      assignments: ``KEY=VALUE`` over it.
-      batch: Keys (``N.V``) of spans, in the order to look at them.
-      accepted: Those of them that a person has let in, and how often.
-      cold: Whether to train afresh.
-      result: Where the outcome goes.
-      submit: More arguments of ``mnist-ae kubeflow submit``; see sensor.py.
-      run_ids: Those spans whose runs on Kubeflow were started by a sensor that
-        did not see their end.
-    """
-
-    config_path: str | None
-    assignments: list[str]
-    batch: list[str]
-    accepted: dict[str, int]
-    cold: bool
-    result: str
-    submit: list[str] = dataclasses.field(default_factory=list)
-    run_ids: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def write(self, path: pathlib.Path) -> None:
-        """As JSON."""
-        files.write_json(path, dataclasses.asdict(self))
-
-    @classmethod
-    def read(cls, path: str) -> RunnerJob:
-        """The inverse of :meth:`write`."""
-        with open(path, encoding="utf-8") as f:
-            return cls(**json.load(f))
-
-
-class Outcomes:
-    """The result file: what is at work, what came out, whether all is done."""
-
-    def __init__(self, path: str):
-        """Makes it empty."""
-        self._path = pathlib.Path(path)
-        self.outcomes: dict[str, dict[str, Any]] = {}
-        self.current: str | None = None
-        self.window: list[str] = []
-        self.run_ids: dict[str, str] = {}
-        self._write(done=False)
-
-    def begin(self, key: str) -> None:
-        """A span is at work."""
-        self.current = key
-        self._write(done=False)
-
-    def started(self, key: str, run_id: str) -> None:
-        """The run of a span is under way elsewhere."""
-        self.run_ids[key] = run_id
-        self._write(done=False)
-
-    def end(self, key: str, **outcome: Any) -> None:
-        """What came of a span."""
-        self.outcomes[key] = {**self.outcomes.get(key, {}), **outcome}
-        self.run_ids.pop(key, None)
-        self.current = None
-        self._write(done=False)
-
-    def finish(self) -> None:
-        """Nothing more will come."""
-        self._write(done=True)
-
-    def _write(self, *, done: bool) -> None:
-        values = {
-            "current": self.current,
-            "outcomes": self.outcomes,
-            "window": self.window,
-            "run_ids": self.run_ids,
-            "done": done,
-        }
-        files.write_json(self._path, values)
+_DRIFT_FIGURES = ("span", "version", "verdict", "reason", "distance", "error_ratio")
 
 
 def main(path: str) -> int:
@@ -126,10 +44,7 @@ def main(path: str) -> int:
     quiet.settle_environment()
     del sys.argv[1:]
     job = RunnerJob.read(path)
-    from pipeline import config as config_lib
-    from pipeline.locking import locked
-
-    config = config_lib.load(job.config_path, job.assignments)
+    config = config_lib.load(job.options.config_path, job.options.assignments)
     try:
         with locked(config.root):
             outcomes = Outcomes(job.result)
@@ -223,52 +138,52 @@ class _Batch:
     def _run(self, golden: Golden, manifest: spans.Manifest, *, train: bool) -> dict[str, Any]:
         from tfx.dsl.compiler import compiler
 
-        from pipeline import history, local_runner
-        from pipeline.continuous.pipeline import DRIFT, SpanRun, create_continuous_pipeline
-        from pipeline.locking import new_run_id
+        from pipeline import local_runner
+        from pipeline.continuous.pipeline import DRIFT, create_continuous_pipeline
 
         config = self._config
         golden_manifest, golden_folder = golden
-        run = SpanRun(
-            span=manifest.span,
-            version=manifest.version,
-            golden_folder=str(golden_folder),
-            golden_labelled=golden_manifest.labelled,
-            accepted=self._job.accepted.get(manifest.key, 0),
-            cold=self._job.cold,
-        )
         run_id = new_run_id()
         pipeline = create_continuous_pipeline(
             config,
-            run,
-            spans_folder=str(spans.folder_of(config.root)),
+            data_folder=str(spans.folder_of(config.root)),
+            golden_folder=str(golden_folder),
+            data_span=manifest.span,
+            version=manifest.version,
             labelled=manifest.labelled,
+            golden_labelled=golden_manifest.labelled,
+            accepted=self._job.accepted.get(manifest.key, 0),
+            cold=self._job.options.cold,
         )
+        metadata = history.metadata_path(config.root)
         drift: dict[str, Any] = {}
 
         def judged(node_id: str) -> bool:
             if node_id != DRIFT:
                 return False
-            drift.update(_drift_of(history.open_store(history.metadata_path(config.root)), run_id))
+            report = history.run_outputs(history.open_store(metadata), run_id, "DriftReport")[-1]
+            values = history.values(report)
+            drift.update({key: values.get(key) for key in _DRIFT_FIGURES})
             if drift["version"] != manifest.version:
                 raise UserError(f"span {manifest.span} got a new version meanwhile")
             return drift["verdict"] != "train" or not train
 
-        ir = compiler.Compiler().compile(pipeline)
-        timings = local_runner.launch(ir, run_id, until=judged)
-        store = history.open_store(history.metadata_path(config.root))
+        timings = local_runner.launch(compiler.Compiler().compile(pipeline), run_id, until=judged)
+        store = history.open_store(metadata)
         outcome = {
             "verdict": drift["verdict"],
             "run_id": run_id,
             "drift": drift,
             "seconds": round(sum(timing.seconds for timing in timings), 2),
         }
-        if drift["verdict"] == "skip":
-            return {**outcome, "status": state.SKIPPED, "reason": drift["reason"]}
         if drift["verdict"] != "train":
-            return {**outcome, "status": state.QUARANTINED, "reason": drift["reason"]}
+            status = state.SKIPPED if drift["verdict"] == "skip" else state.QUARANTINED
+            return {**outcome, "status": status, "reason": drift["reason"]}
         if not train:
-            _mark_coalesced(store, run_id)
+            # For whoever reads the lineage: this run ended here on purpose.
+            report = history.run_outputs(store, run_id, "DriftReport")[-1]
+            report.custom_properties["coalesced"].int_value = 1
+            store.put_artifacts([report])
             return {**outcome, "status": state.COALESCED, "reason": "waits for the run"}
         return {**outcome, **_result(store, run_id)}
 
@@ -280,7 +195,6 @@ def _one_line(error: Exception) -> str:
 def _result(store: Any, run_id: str) -> dict[str, Any]:
     """The outcome of a run that trained, from its artifacts."""
     from components.span_gate.component import REPORT_FILE
-    from pipeline import history
 
     record = history.run(store, run_id)
     report = history.run_outputs(store, run_id, "SpanReport")[-1]
@@ -307,25 +221,6 @@ def _result(store: Any, run_id: str) -> dict[str, Any]:
     }
 
 
-def _drift_of(store: Any, run_id: str) -> dict[str, Any]:
-    """What DriftMonitor found in a run."""
-    from pipeline import history
-
-    artifact = history.run_outputs(store, run_id, "DriftReport")[-1]
-    values = history.values(artifact)
-    keys = ("span", "version", "verdict", "reason", "distance", "error_ratio")
-    return {key: values.get(key) for key in keys}
-
-
-def _mark_coalesced(store: Any, run_id: str) -> None:
-    """Says in ML Metadata that a run ended here on purpose."""
-    from pipeline import history
-
-    artifact = history.run_outputs(store, run_id, "DriftReport")[-1]
-    artifact.custom_properties["coalesced"].int_value = 1
-    store.put_artifacts([artifact])
-
-
 def _golden(config: PipelineConfig) -> Golden:
     """The golden set; made of the data set's eval split where none was given."""
     found = spans.golden(config.root)
@@ -336,12 +231,8 @@ def _golden(config: PipelineConfig) -> Golden:
     dataset = datasets.find(
         config.data.dataset, config.data.dir or os.environ.get("MNIST_DATA_DIR") or None
     )
-    names = [
-        os.path.join(dataset.folder, name)
-        for name in sorted(os.listdir(dataset.folder))
-        if name.startswith(idx.SPLIT_PREFIXES["eval"] + "-")
-    ]
-    split = idx.find_split_files(names, where=dataset.folder)
+    names = sorted(pathlib.Path(dataset.folder).glob(f"{idx.SPLIT_PREFIXES['eval']}-*"))
+    split = idx.find_split_files([str(name) for name in names], where=dataset.folder)
     labels = spans.read_labels(split.labels) if split.labels else None
     source = {"kind": "idx", "images": split.images, "dataset": dataset.name}
     images = spans.read_images(split.images)

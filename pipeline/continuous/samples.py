@@ -17,11 +17,12 @@ import numpy as np
 from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, spans
 from pipeline.continuous.events import Events
+from pipeline.continuous.job import WatchOptions
 from pipeline.continuous.state import OPEN, State
-from pipeline.continuous.watch_options import WatchOptions
 from serving import locate
 
 _BATCH = ".batch"
+_NONE = np.zeros((0, 28, 28), np.uint8)
 # Fewer answers since the last reading say nothing.
 _MIN_ANSWERS = 100
 # A rising error makes a span of that part of the images that one has else, and no smaller one
@@ -30,13 +31,7 @@ _TRIGGERED_PART, _MIN_TRIGGERED = 4, 100
 
 
 class ServedImages:
-    """Makes spans of sampled requests.
-
-    Args:
-      config: Of the runs.
-      options: Where the server's metrics are.
-      events: Told about a rising error.
-    """
+    """Makes spans of sampled requests."""
 
     def __init__(self, config: PipelineConfig, options: WatchOptions, events: Events) -> None:
         self._config = config
@@ -56,7 +51,7 @@ class ServedImages:
             except OSError:
                 return None
             files = [self._folder / name for name in names if name[0] != "."]
-            count = sum(_count(path) for path in files)
+            count = sum(len(_open(path)) for path in files)
             wanted = max(self._config.continuous.sample_images, spans.MIN_IMAGES)
             if state.served.get("rising") and not self._under_way(state):
                 wanted = min(wanted, max(_MIN_TRIGGERED, wanted // _TRIGGERED_PART))
@@ -70,15 +65,11 @@ class ServedImages:
             for path in files:
                 os.link(path, aside / path.name)
             aside.rename(batch)
-        images = [image for path in sorted(batch.iterdir()) if (image := _read(path)) is not None]
+        images = np.concatenate([_NONE, *(_open(path) for path in sorted(batch.iterdir()))])
         done = None
-        if images and sum(map(len, images)) >= spans.MIN_IMAGES:
-            done = spans.publish(
-                self._config.root,
-                np.concatenate(images),
-                None,
-                source={"kind": "served", "images": str(self._folder)},
-            )
+        if len(images) >= spans.MIN_IMAGES:
+            source = {"kind": "served", "images": str(self._folder)}
+            done = spans.publish(self._config.root, images, None, source=source)
         for path in batch.iterdir():
             (self._folder / path.name).unlink(missing_ok=True)
         shutil.rmtree(batch, ignore_errors=True)
@@ -128,24 +119,11 @@ def _last_golden(state: State) -> float | None:
     return max(pushed, key=lambda r: r.get("decided", 0))["golden"]["after"] if pushed else None
 
 
-def _count(path: pathlib.Path) -> int:
-    """Images in a file, from its header."""
+def _open(path: pathlib.Path) -> np.ndarray:
+    """The images in a file, read when they are used; none where it holds none."""
     try:
-        with open(path, "rb") as f:
-            version = np.lib.format.read_magic(f)
-            if version != (1, 0):
-                return 0
-            shape, _, _ = np.lib.format.read_array_header_1_0(f)
-    except (OSError, ValueError):
-        return 0
-    return int(shape[0]) if len(shape) == 3 else 0
-
-
-def _read(path: pathlib.Path) -> np.ndarray | None:
-    try:
-        images = np.load(path, allow_pickle=False)
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        return None
-    if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
-        return None
-    return images
+        images = _NONE
+    good = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    return images if good and images.shape[1:] == (28, 28) else _NONE

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.continuous import state
-from pipeline.continuous.runner import Outcomes, RunnerJob
+from pipeline.continuous.job import Outcomes, RunnerJob
 
 SUBMIT = (sys.executable, "-m", "pipeline.cli", "kubeflow", "submit", "--wait", "--json")
 # Its exit code where the run has ended, and not well.
@@ -28,16 +28,16 @@ def main(path: str) -> int:
     job = RunnerJob.read(path)
     progress = Outcomes(job.result)
     words = [*SUBMIT]
-    if job.config_path:
-        words += ["--config", job.config_path]
-    for assignment in job.assignments:
+    if job.options.config_path:
+        words += ["--config", job.options.config_path]
+    for assignment in job.options.assignments:
         if not assignment.startswith("root="):
             words += ["--set", assignment]
     for key in job.batch:
         progress.begin(key)
         span = key.split(".")[0]
         started = job.run_ids.get(key)
-        command = [*words, "--param", f"span={span}", *job.submit]
+        command = [*words, "--param", f"span={span}", *(job.options.submit or [])]
         if started is not None:
             # A sensor that was stopped goes on waiting; the span is not trained twice.
             command += ["--started", started]
@@ -59,7 +59,6 @@ def _follow(command: list[str], started: Callable[[str], None]) -> tuple[int, st
     """Runs ``kubeflow submit --wait``, which says ``run ID`` as soon as there is one.
 
     Args:
-      command: The words.
       started: Called with the identifier when it is known.
 
     Returns:

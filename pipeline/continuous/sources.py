@@ -15,7 +15,6 @@ from pipeline.errors import UserError
 
 _IMAGE_KEYS = ("images", "x")
 _LABEL_KEYS = ("labels", "y")
-_PICTURES = (".png",)
 
 
 def read(path: str, labels: str | None = None) -> tuple[np.ndarray, np.ndarray | None, str]:
@@ -32,8 +31,7 @@ def read(path: str, labels: str | None = None) -> tuple[np.ndarray, np.ndarray |
       ``png`` or ``numpy``.
 
     Raises:
-      UserError: Nothing usable; the message says which file and why.
-      idx.DataError: As above.
+      UserError, idx.DataError: Nothing usable; the message says which file and why.
     """
     try:
         if os.path.isdir(path):
@@ -98,19 +96,14 @@ def _checked_images(images: np.ndarray, path: str) -> np.ndarray:
         raise UserError(
             f"{path}: an array of shape {list(shape)}; images are [n, {idx.SIDE}, {idx.SIDE}]"
         )
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind == "f":
-        if not len(images) or (
-            np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1
-        ):
-            return np.rint(images * 255).astype(np.uint8)
-        raise UserError(f"{path}: floating-point grey levels are between 0 and 1")
-    if images.dtype.kind in "iu":
-        if not len(images) or (images.min() >= 0 and images.max() <= 255):
-            return images.astype(np.uint8)
-        raise UserError(f"{path}: integer grey levels are between 0 and 255")
-    raise UserError(f"{path}: an array of {images.dtype}; grey levels are numbers")
+    kind = images.dtype.kind
+    if kind not in "fiu":
+        raise UserError(f"{path}: an array of {images.dtype}; grey levels are numbers")
+    top, numbers = (1, "floating-point") if kind == "f" else (255, "integer")
+    # Not so either where one is no number.
+    if images.size and not 0 <= images.min() <= images.max() <= top:
+        raise UserError(f"{path}: {numbers} grey levels are between 0 and {top}")
+    return np.rint(images * 255).astype(np.uint8) if kind == "f" else images.astype(np.uint8)
 
 
 def _read_labels(path: str) -> np.ndarray:
@@ -122,9 +115,8 @@ def _read_labels(path: str) -> np.ndarray:
 
 def _checked_labels(labels: np.ndarray, path: str) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: labels are whole numbers [n], not {labels.dtype} " f"{list(labels.shape)}"
-        )
+        shape = list(labels.shape)
+        raise UserError(f"{path}: labels are whole numbers [n], not {labels.dtype} {shape}")
     bad = np.flatnonzero((labels < 0) | (labels > idx.MAX_LABEL))
     if len(bad):
         raise UserError(
@@ -176,7 +168,7 @@ def _read_idx_folder(
 
 
 def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(_PICTURES)
+    return not name.startswith(".") and name.lower().endswith(".png")
 
 
 def _read_picture(path: pathlib.Path) -> np.ndarray:

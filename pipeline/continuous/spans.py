@@ -40,8 +40,9 @@ DEFAULT_EVAL_FRACTION = 0.1
 MIN_IMAGES = 3
 MAX_MISSING = 1_000
 
-_SPAN = re.compile(r"span-(\d+)")
-_VERSION = re.compile(r"version-(\d+)")
+# Folders are called span-N and version-V.
+_SPAN = "span"
+_VERSION = "version"
 _STAGING = ".staging-"
 _LOCK = ".lock"
 _FORMAT = 1
@@ -99,27 +100,23 @@ class Published:
     duplicate: bool
 
 
-def folder_of(root: str | os.PathLike[str]) -> pathlib.Path:
+def folder_of(root: files.Path) -> pathlib.Path:
     """The folder of the spans of a root, absolute."""
     return pathlib.Path(os.path.abspath(root)) / SPANS
 
 
-def version_folder(root: str | os.PathLike[str], span: int, version: int) -> pathlib.Path:
+def version_folder(root: files.Path, span: int, version: int) -> pathlib.Path:
     """The folder of a version of a span, as it is named on the disk."""
-    base = folder_of(root)
-    place = _existing(base, _SPAN, span) or base / f"span-{span}"
-    return _existing(place, _VERSION, version) or place / f"version-{version}"
+    return _place(_place(folder_of(root), _SPAN, span), _VERSION, version)
 
 
-def scan(root: str | os.PathLike[str]) -> list[Manifest]:
+def scan(root: files.Path) -> list[Manifest]:
     """Every published version of every span, in numeric order."""
-    found = []
-    for span, place in _numbered(folder_of(root), _SPAN):
-        for version, folder in _numbered(place, _VERSION):
-            manifest = _read_manifest(folder)
-            if manifest is not None:
-                found.append(dataclasses.replace(manifest, span=span, version=version))
-    return sorted(found, key=lambda m: (m.span, m.version))
+    return [
+        dataclasses.replace(manifest, span=span, version=version)
+        for span, version, folder in _versions(root)
+        if (manifest := _read_manifest(folder)) is not None
+    ]
 
 
 def newest_versions(manifests: Sequence[Manifest]) -> list[Manifest]:
@@ -148,17 +145,12 @@ def gap_text(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def unpublished(root: str | os.PathLike[str]) -> list[pathlib.Path]:
+def unpublished(root: files.Path) -> list[pathlib.Path]:
     """Version folders without a readable manifest: half made by another tool, or damaged."""
-    return [
-        folder
-        for _, place in _numbered(folder_of(root), _SPAN)
-        for _, folder in _numbered(place, _VERSION)
-        if _read_manifest(folder) is None
-    ]
+    return [folder for _, _, folder in _versions(root) if _read_manifest(folder) is None]
 
 
-def golden(root: str | os.PathLike[str]) -> tuple[Manifest, pathlib.Path] | None:
+def golden(root: files.Path) -> tuple[Manifest, pathlib.Path] | None:
     """The newest version of the golden set and its folder, or None."""
     found = [
         (manifest, folder)
@@ -169,7 +161,7 @@ def golden(root: str | os.PathLike[str]) -> tuple[Manifest, pathlib.Path] | None
 
 
 def publish(
-    root: str | os.PathLike[str],
+    root: files.Path,
     images: np.ndarray,
     labels: np.ndarray | None,
     *,
@@ -180,7 +172,6 @@ def publish(
     """Publishes images as a span, or as the next version of one.
 
     Args:
-      root: Where all runs are.
       images: uint8 [n, 28, 28].
       labels: uint8 [n], or None where unknown.
       source: For the manifest.
@@ -196,12 +187,9 @@ def publish(
     """
     if len(images) < MIN_IMAGES:
         raise UserError(f"{len(images)} image(s): a span needs at least {MIN_IMAGES}")
-    digests = image_digests(images, labels)
-    digest = set_digest(digests)
+    digest = set_digest(image_digests(images, labels))
     with _writing(root) as base:
-        known = scan(root)
-        newest = newest_versions(known)
-        for manifest in newest:
+        for manifest in newest_versions(scan(root)):
             if manifest.digest == digest:
                 known_folder = version_folder(root, manifest.span, manifest.version)
                 if _is_whole(known_folder, manifest):
@@ -209,23 +197,16 @@ def publish(
                 # Its files went bad since: these take their place.
                 span = manifest.span if span is None else span
         if span is None:
-            taken = [number for number, _ in _numbered(base, _SPAN)]
-            span = max(taken, default=0) + 1
-        place = _existing(base, _SPAN, span) or base / f"span-{span}"
-        version = max((n for n, _ in _numbered(place, _VERSION)), default=0) + 1
+            span = max((number for number, _ in _numbered(base, _SPAN)), default=0) + 1
+        place = _place(base, _SPAN, span)
+        version = max((number for number, _ in _numbered(place, _VERSION)), default=0) + 1
         held_out = _held_out(image_digests(images, None), eval_fraction)
         parts = {"train": ~held_out, "eval": held_out}
-        manifest = _manifest(span, version, images, labels, parts, digest, source)
-        folder = _write(base, place / f"version-{version}", images, labels, parts, manifest)
-    return Published(manifest, folder, False)
+        return _publish(place, span, version, images, labels, parts, digest, source)
 
 
 def publish_golden(
-    root: str | os.PathLike[str],
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    *,
-    source: dict[str, str],
+    root: files.Path, images: np.ndarray, labels: np.ndarray | None, *, source: dict[str, str]
 ) -> Published:
     """Publishes the golden set, or a new version of it; see :func:`publish`."""
     if not len(images):
@@ -237,9 +218,7 @@ def publish_golden(
             return Published(*known, duplicate=True)
         version = known[0].version + 1 if known is not None else 1
         parts = {"eval": np.ones(len(images), bool)}
-        manifest = _manifest(-1, version, images, labels, parts, digest, source)
-        folder = _write(base, base / GOLDEN / f"version-{version}", images, labels, parts, manifest)
-    return Published(manifest, folder, False)
+        return _publish(base / GOLDEN, -1, version, images, labels, parts, digest, source)
 
 
 def check(folder: pathlib.Path, manifest: Manifest) -> None:
@@ -291,11 +270,10 @@ def read_labels(path: str) -> np.ndarray:
 def image_digests(images: np.ndarray, labels: np.ndarray | None) -> list[bytes]:
     """16 bytes an image, of its pixels and its label where there is one."""
     rows = np.ascontiguousarray(images, np.uint8).reshape(len(images), -1)
-    if labels is None:
-        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    salts = [b""] * len(images) if labels is None else [b"%d" % label for label in labels]
     return [
-        hashlib.blake2b(row.data, digest_size=16, salt=b"%d" % label).digest()
-        for row, label in zip(rows, labels)
+        hashlib.blake2b(row.data, digest_size=16, salt=salt).digest()
+        for row, salt in zip(rows, salts)
     ]
 
 
@@ -316,7 +294,8 @@ def _held_out(digests: Sequence[bytes], fraction: float) -> np.ndarray:
     return chosen
 
 
-def _manifest(
+def _publish(
+    place: pathlib.Path,
     span: int,
     version: int,
     images: np.ndarray,
@@ -324,31 +303,27 @@ def _manifest(
     parts: dict[str, np.ndarray],
     digest: str,
     source: dict[str, str],
-) -> Manifest:
+) -> Published:
+    """Writes a version beside the spans, then renames: readers see all of it or nothing.
+
+    Args:
+      place: The folder of the version's.
+      parts: Which images are of a split, bool [n].
+    """
     counts = () if labels is None else np.bincount(labels, minlength=idx.MAX_LABEL + 1)
-    return Manifest(
+    manifest = Manifest(
         span=span,
         version=version,
         count=len(images),
-        train=int(parts["train"].sum()) if "train" in parts else 0,
-        eval=int(parts["eval"].sum()),
+        train=int(np.sum(parts.get("train", 0))),
+        eval=int(np.sum(parts["eval"])),
         labelled=labels is not None,
         label_counts=tuple(int(c) for c in counts),
         digest=digest,
         time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
         source=source,
     )
-
-
-def _write(
-    base: pathlib.Path,
-    target: pathlib.Path,
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    parts: dict[str, np.ndarray],
-    manifest: Manifest,
-) -> pathlib.Path:
-    """Writes beside the spans, then renames: readers see all of it or nothing."""
+    base, target = place.parent, place / f"{_VERSION}-{version}"
     staging = base / f"{_STAGING}{uuid.uuid4().hex}"
     staging.mkdir()
     try:
@@ -358,15 +333,15 @@ def _write(
             if labels is not None:
                 _write_idx(staging / f"{prefix}-{idx.LABELS}", labels[rows])
         files.write_json(staging / MANIFEST, dataclasses.asdict(manifest))
-        target.parent.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True)
         files.publish(staging, target)
         files.sync_folder(base)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
-            target.parent.rmdir()  # only where it is empty
+            place.rmdir()  # only where it is empty
         raise
-    return target
+    return Published(manifest, target, False)
 
 
 def _write_idx(path: pathlib.Path, values: np.ndarray) -> None:
@@ -376,7 +351,7 @@ def _write_idx(path: pathlib.Path, values: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _writing(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def _writing(root: files.Path) -> Iterator[pathlib.Path]:
     """The folder of the spans, made and locked against other ingestions.
 
     Raises:
@@ -397,17 +372,27 @@ def _writing(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         ) from None
 
 
-def _numbered(folder: pathlib.Path, pattern: re.Pattern[str]) -> list[tuple[int, pathlib.Path]]:
-    """The children whose names fit ``pattern``, in numeric order."""
+def _versions(root: files.Path) -> Iterator[tuple[int, int, pathlib.Path]]:
+    """Number, version and folder of all versions, published or not, in numeric order."""
+    for span, place in _numbered(folder_of(root), _SPAN):
+        for version, folder in _numbered(place, _VERSION):
+            yield span, version, folder
+
+
+def _numbered(folder: pathlib.Path, kind: str) -> list[tuple[int, pathlib.Path]]:
+    """The children that are called ``kind-N``, in numeric order."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((int(m[1]), folder / m[0]) for name in names if (m := pattern.fullmatch(name)))
+    found = (re.fullmatch(rf"{kind}-(\d+)", name) for name in names)
+    return sorted((int(match[1]), folder / match[0]) for match in found if match)
 
 
-def _existing(base: pathlib.Path, pattern: re.Pattern[str], number: int) -> pathlib.Path | None:
-    return next((path for found, path in _numbered(base, pattern) if found == number), None)
+def _place(folder: pathlib.Path, kind: str, number: int) -> pathlib.Path:
+    """The child of that number, as it is called on the disk, where it is there."""
+    there = (path for found, path in _numbered(folder, kind) if found == number)
+    return next(there, folder / f"{kind}-{number}")
 
 
 def _read_manifest(folder: pathlib.Path) -> Manifest | None:

@@ -19,7 +19,7 @@ from serving import files
 
 FOLDER = "continuous"
 STATE_FILE = "state.json"
-_ACCEPTED = "accepted"
+ACCEPTED = "accepted"
 
 # Statuses of a span.
 NEW = "new"
@@ -76,12 +76,12 @@ class State:
         return self.spans.get(key, {}).get("status", NEW)
 
 
-def folder_of(root: str | os.PathLike[str]) -> pathlib.Path:
+def folder_of(root: files.Path) -> pathlib.Path:
     """Where the watcher keeps what it knows."""
     return pathlib.Path(os.path.abspath(root)) / FOLDER
 
 
-def read(root: str | os.PathLike[str]) -> State:
+def read(root: files.Path) -> State:
     """The state of a root; empty before the first wake-up.
 
     Raises:
@@ -101,13 +101,13 @@ def read(root: str | os.PathLike[str]) -> State:
         ) from None
 
 
-def write(root: str | os.PathLike[str], state: State) -> None:
+def write(root: files.Path, state: State) -> None:
     """Replaces the state in one step."""
     folder = folder_of(root)
     files.write_json(folder / STATE_FILE, dataclasses.asdict(state))
 
 
-def accept(root: str | os.PathLike[str], span: int) -> str:
+def accept(root: files.Path, span: int) -> str:
     """Marks the newest version of a span that was set aside to be let in.
 
     Returns:
@@ -124,19 +124,19 @@ def accept(root: str | os.PathLike[str], span: int) -> str:
     status = read(root).status(key)
     if status not in SET_ASIDE:
         raise UserError(f"span {span} was not set aside: it is {status!r}")
-    folder = folder_of(root) / _ACCEPTED
+    folder = folder_of(root) / ACCEPTED
     files.write_atomically(folder / key, b"")
     return key
 
 
-def forget_acceptance(root: str | os.PathLike[str], key: str) -> None:
+def forget_acceptance(root: files.Path, key: str) -> None:
     """Removes the mark of a span: the state has it now."""
-    (folder_of(root) / _ACCEPTED / key).unlink(missing_ok=True)
+    (folder_of(root) / ACCEPTED / key).unlink(missing_ok=True)
 
 
-def accepted(root: str | os.PathLike[str]) -> set[str]:
+def accepted(root: files.Path) -> set[str]:
     """Keys of the spans that a person has let in."""
     try:
-        return {name for name in os.listdir(folder_of(root) / _ACCEPTED) if name[0] != "."}
+        return {name for name in os.listdir(folder_of(root) / ACCEPTED) if name[0] != "."}
     except FileNotFoundError:
         return set()

@@ -24,33 +24,28 @@ def tell(root: str, model: str | None = None) -> dict[str, Any]:
     """All there is to say, as plain data.
 
     Args:
-      root: Of spans and runs.
       model: The servable; the latest pushed one when None.
 
     Returns:
       ``root``, ``gaps``, ``serving`` (version, or None) and ``spans``, in
-      numeric order, each with ``span``, ``version``, ``time``, ``images``,
-      ``labelled``, ``source``, ``status``, ``reason``, ``drift``, ``run_id``,
-      ``window``, ``epochs``, ``warm_start``, ``golden`` and ``newest_span``
-      (losses before and after), ``pushed_version``, ``rolled_back``.
+      numeric order, each with what its manifest and the watcher's state say;
+      ``golden`` and ``newest_span`` are losses before and after.
     """
     known = state_lib.read(root)
     manifests = spans.scan(root)
-    rows = []
-    for manifest in manifests:
-        record = known.spans.get(manifest.key, {})
-        rows.append(
-            {
-                "span": manifest.span,
-                "version": manifest.version,
-                "time": manifest.time,
-                "images": manifest.count,
-                "labelled": manifest.labelled,
-                "source": manifest.source,
-                "status": known.status(manifest.key),
-                **{key: record.get(key) for key in _DECIDED},
-            }
-        )
+    rows = [
+        {
+            "span": manifest.span,
+            "version": manifest.version,
+            "time": manifest.time,
+            "images": manifest.count,
+            "labelled": manifest.labelled,
+            "source": manifest.source,
+            "status": known.status(manifest.key),
+            **{key: known.spans.get(manifest.key, {}).get(key) for key in _DECIDED},
+        }
+        for manifest in manifests
+    ]
     return {
         "root": root,
         "gaps": spans.missing(manifests),

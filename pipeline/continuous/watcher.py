@@ -26,9 +26,8 @@ from pipeline.config import PipelineConfig
 from pipeline.continuous import prometheus, samples, spans, story
 from pipeline.continuous import state as state_lib
 from pipeline.continuous.events import Events
+from pipeline.continuous.job import EXIT_BUSY, EXIT_NO_SPACE, RunnerJob, WatchOptions
 from pipeline.continuous.promotion import Promotion
-from pipeline.continuous.runner import EXIT_BUSY, EXIT_NO_SPACE, RunnerJob
-from pipeline.continuous.watch_options import WatchOptions
 from pipeline.errors import UserError
 from serving import files
 
@@ -104,9 +103,6 @@ class Watcher:
     """Decides what to do next, and does it.
 
     Args:
-      config: Of the runs.
-      options: How to watch.
-      events: Told what happens.
       runner: The command that a job's file is appended to; for tests.
     """
 
@@ -246,13 +242,11 @@ class Watcher:
                 )
         newest = {m.span: m.version for m in spans.newest_versions(manifests)}
         for manifest in manifests:
-            record = state.spans[manifest.key]
-            status = record.get("status", state_lib.NEW)
             replaced = manifest.version < newest[manifest.span]
-            if replaced and status in (*state_lib.OPEN, state_lib.FAILED, state_lib.QUARANTINED):
+            undone = (*state_lib.OPEN, state_lib.FAILED, state_lib.QUARANTINED)
+            if replaced and state.status(manifest.key) in undone:
                 reason = f"replaced by version {newest[manifest.span]}"
-                record.update(status=state_lib.SUPERSEDED, reason=reason)
-                self._events.tell("superseded", span=manifest.key, reason=reason)
+                self._decide(manifest.key, state_lib.SUPERSEDED, reason)
         gaps = [list(gap) for gap in spans.gaps(manifests)]
         for gap in gaps:
             if gap not in state.seen_gaps:
@@ -265,8 +259,8 @@ class Watcher:
                 self._events.tell("ignored", reason=f"{path} has no {spans.MANIFEST}")
         state.seen_unpublished = broken
         for key in state_lib.accepted(self.root):
-            record = state.spans.get(key, {})
-            if record.get("status") in state_lib.SET_ASIDE:
+            if state.status(key) in state_lib.SET_ASIDE:
+                record = state.spans[key]
                 times = record.get("accepted", 0) + 1
                 record.update(status=state_lib.NEW, accepted=times, tries=0, reason="")
                 self._events.tell("accepted", span=key)
@@ -275,28 +269,30 @@ class Watcher:
 
     def _due(self, manifests: list[spans.Manifest]) -> list[spans.Manifest]:
         """The next spans to look at together: as many as a window holds."""
-        used = sorted(
-            {
-                int(k.split(".")[0])
-                for k, r in self.state.spans.items()
-                if r.get("status") in _USED and not r.get("harmful")
-            }
-        )
+        used = {
+            int(key.split(".")[0])
+            for key, record in self.state.spans.items()
+            if record.get("status") in _USED and not record.get("harmful")
+        }
         due = []
         for manifest in spans.newest_versions(manifests):
             record = self.state.spans[manifest.key]
-            if record.get("status", state_lib.NEW) not in state_lib.OPEN:
+            if self.state.status(manifest.key) not in state_lib.OPEN:
                 continue
             if _seconds_until(record.get("next_try", 0), record.get("pause")) > 0:
                 continue
             later = sum(number > manifest.span for number in used)
             if later >= self.config.continuous.window and not record.get("accepted"):
                 reason = "nothing to do: it is older than the window"
-                record.update(status=state_lib.SKIPPED, reason=reason)
-                self._events.tell("skipped", span=manifest.key, reason=reason)
+                self._decide(manifest.key, state_lib.SKIPPED, reason)
                 continue
             due.append(manifest)
         return due[: self.config.continuous.window]
+
+    def _decide(self, key: str, status: str, reason: str) -> None:
+        """Settles a span without a run."""
+        self.state.spans[key].update(status=status, reason=reason)
+        self._events.tell(status, span=key, reason=reason)
 
     def _wait(self, news: threading.Event) -> None:
         """Sleeps until there is news, a retry is due, or the interval is over."""
@@ -342,21 +338,15 @@ class Watcher:
     def _run(self, batch: list[spans.Manifest]) -> bool:
         """Runs the pipeline for a batch; whether it is worth looking again at once."""
         keys = [manifest.key for manifest in batch]
+        known = {key: self.state.spans[key] for key in keys}
         result_path = self.folder / _RESULT_FILE
         result_path.unlink(missing_ok=True)
         job = RunnerJob(
-            config_path=self.options.config_path,
-            assignments=self.options.assignments,
+            options=self.options,
             batch=keys,
-            accepted={
-                key: count for key in keys if (count := self.state.spans[key].get("accepted"))
-            },
-            cold=self.options.cold,
+            accepted={key: r["accepted"] for key, r in known.items() if r.get("accepted")},
             result=str(result_path),
-            submit=self.options.submit or [],
-            run_ids={
-                key: run_id for key in keys if (run_id := self.state.spans[key].get("started"))
-            },
+            run_ids={key: r["started"] for key, r in known.items() if r.get("started")},
         )
         logs = pathlib.Path(self.root) / "logs"
         job.write(self.folder / _JOB_FILE)
@@ -383,18 +373,15 @@ class Watcher:
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            while True:
-                try:
+            while not self.stopping.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     return self._child.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    if not self.stopping.is_set():
-                        continue
-                self.stop()
-                try:
-                    return self._child.wait(timeout=_STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    os.killpg(self._child.pid, signal.SIGKILL)
-                    return self._child.wait()
+            self.stop()
+            try:
+                return self._child.wait(timeout=_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._child.pid, signal.SIGKILL)
+                return self._child.wait()
         finally:
             self._child = None
 
@@ -405,23 +392,21 @@ class Watcher:
             result = json.loads(result_path.read_bytes())
         except (OSError, ValueError):
             result = {"outcomes": {}, "current": None, "window": [], "done": False}
+        outcomes = result["outcomes"]
         if code == EXIT_BUSY:
             self._events.tell("busy", reason="another run is at work in this root")
             self.state.paused_until = time.time() + min(self.options.interval, 5.0)
             return False
         if not result["done"]:
             # A span that waited for the run of its batch was not trained on yet.
-            waiting = {
-                k for k, o in result["outcomes"].items() if o.get("status") == state_lib.COALESCED
-            }
-            result["outcomes"] = {k: o for k, o in result["outcomes"].items() if k not in waiting}
-        for key, outcome in result["outcomes"].items():
+            waiting = state_lib.COALESCED
+            outcomes = {k: o for k, o in outcomes.items() if o.get("status") != waiting}
+        for key, outcome in outcomes.items():
             self.state.spans.setdefault(key, {}).pop("started", None)
             self._settle(key, outcome)
         for key, run_id in result.get("run_ids", {}).items():
-            record = self.state.spans.setdefault(key, {})
-            if record.get("status", state_lib.NEW) in state_lib.OPEN:
-                record["started"] = run_id
+            if self.state.status(key) in state_lib.OPEN:
+                self.state.spans.setdefault(key, {})["started"] = run_id
         if result["window"]:
             self.state.window = result["window"]
         if result["done"]:
@@ -429,10 +414,8 @@ class Watcher:
         elif self.stopping.is_set():
             self._events.tell("interrupted", reason="the run goes on from there next time")
         elif code < 0 and result["current"]:
-            self._settle(
-                result["current"],
-                {"status": "error", "reason": f"the run was killed by signal {-code}"},
-            )
+            reason = f"the run was killed by signal {-code}"
+            self._settle(result["current"], {"status": "error", "reason": reason})
         elif code == EXIT_NO_SPACE:
             self._pause("disk_full", f"no space left on the disk; see {log_path}")
             return False
@@ -446,23 +429,18 @@ class Watcher:
         record = self.state.spans.setdefault(key, {})
         own = self.config.continuous
         if outcome["status"] == "error":
-            tries = record.get("tries", 0) + 1
-            reason = outcome["reason"]
+            tries, reason = record.get("tries", 0) + 1, outcome["reason"]
             record.update(tries=tries, reason=reason)
-            if tries >= own.tries:
-                record.update(status=state_lib.FAILED)
-                record.pop("started", None)
-                _forget_pause(record)
-                self._events.tell(
-                    "set_aside",
-                    span=key,
-                    tries=tries,
-                    reason=f"{reason}; 'mnist-ae spans accept' tries again",
-                )
-            else:
+            if tries < own.tries:
                 pause = own.retry_seconds * 2 ** (tries - 1)
                 record.update(status=state_lib.RETRY, next_try=time.time() + pause, pause=pause)
                 self._events.tell("retry", span=key, tries=tries, seconds=pause, reason=reason)
+                return
+            record.update(status=state_lib.FAILED)
+            record.pop("started", None)
+            _forget_pause(record)
+            reason += "; 'mnist-ae spans accept' tries again"
+            self._events.tell("set_aside", span=key, tries=tries, reason=reason)
             return
         record.update(outcome, tries=0, decided=time.time())
         _forget_pause(record)
@@ -535,15 +513,13 @@ def _file_events(*folders: pathlib.Path) -> Iterator[threading.Event]:
         class Handler(FileSystemEventHandler):
             """Notices what appears; the watcher's own reads and writes are no news."""
 
-            def on_moved(self, event: FileSystemEvent) -> None:
-                name = pathlib.Path(os.fsdecode(event.dest_path)).name
-                if name.startswith(("version-", "span-")) or name == spans.MANIFEST:
-                    news.set()
-                if pathlib.Path(os.fsdecode(event.dest_path)).parent.name == "accepted":
-                    news.set()
-
-            def on_created(self, event: FileSystemEvent) -> None:
-                if pathlib.Path(os.fsdecode(event.src_path)).name == spans.MANIFEST:
+            def on_any_event(self, event: FileSystemEvent) -> None:
+                moved = event.event_type == "moved"
+                path = pathlib.Path(os.fsdecode(event.dest_path if moved else event.src_path))
+                published = moved and path.name.startswith(("version-", "span-"))
+                accepted = moved and path.parent.name == state_lib.ACCEPTED
+                written = event.event_type in ("created", "moved") and path.name == spans.MANIFEST
+                if published or accepted or written:
                     news.set()
 
         observer = Observer()

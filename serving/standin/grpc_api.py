@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,17 +35,9 @@ def services(handlers: Handlers, metrics: Metrics, healthy: Callable[[], bool]) 
     """
 
     def predict(data: bytes, _: Any) -> bytes:
-        started = time.monotonic()
         request = _parse(protos.PredictRequest, data)
-        status = Code.OK
-        try:
-            return handlers.predict(request).SerializeToString()
-        except Exception as error:
-            status = from_exception(error).code
-            raise
-        finally:
-            elapsed = (time.monotonic() - started) * 1e6
-            metrics.count_request(request.model_spec.name, status.name, "GRPC", elapsed)
+        with metrics.counted(request.model_spec.name, "GRPC"):
+            return handlers.predict(request)
 
     def metadata(data: bytes, _: Any) -> bytes:
         return handlers.metadata(_parse(protos.GetModelMetadataRequest, data)).SerializeToString()

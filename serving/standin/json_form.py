@@ -9,7 +9,6 @@ ends the real server. Every refusal is a ``StatusError``.
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,15 +16,12 @@ from typing import Any
 import numpy as np
 
 from serving import wire
-from serving.standin.servable import TensorInfo
 from serving.standin.status import Code, StatusError, invalid_argument
 
 Array = np.ndarray[Any, Any]
 
-# Quoted JSON in a message; TensorFlow Serving 2.18 cuts there too.
+# Of a value that is quoted in a message; TensorFlow Serving 2.18 cuts there too.
 _QUOTED = 256
-# NumPy arrays have at most 32 dimensions (64 from NumPy 2 on).
-_MAX_RANK = 32
 # JSON types that an input of a NumPy kind takes: numbers for floats, and so on.
 _TAKEN: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
 
@@ -41,12 +37,10 @@ def parse(body: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         why = "The document is empty" if not error.doc.strip() else "Invalid value."
         raise invalid_argument(f"JSON Parse error: {why} at offset: {error.pos}") from None
-    except RecursionError:
-        raise invalid_argument("JSON Parse error: The document is nested too deeply") from None
-    except ValueError as error:  # no UTF-8, or an integer of thousands of digits
+    except (RecursionError, ValueError) as error:  # or no UTF-8, or thousands of digits
         raise invalid_argument(f"JSON Parse error: {error}") from None
     if not isinstance(document, dict):
-        raise invalid_argument(f"JSON Value: {_quote(document)} Is not object")
+        raise invalid_argument("JSON Value: the body Is not object")
     return document
 
 
@@ -55,16 +49,19 @@ def signature_name(document: Mapping[str, Any]) -> str:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid_argument(
-            f"JSON Value: {_quote(document)} not formatted correctly. 'signature_name' key must "
-            "be a string value."
+            "JSON Value: request not formatted correctly. 'signature_name' key must be a string "
+            "value."
         )
     return name
 
 
 def to_inputs(
-    document: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+    document: Mapping[str, Any], types: Mapping[str, int]
 ) -> tuple[dict[str, Array], bool]:
     """Reads ``instances`` (rows) or ``inputs`` (columns).
+
+    Args:
+      types: The signature's inputs, alias to DataType number.
 
     Returns:
       The arrays by alias, and whether the request was in row form.
@@ -72,39 +69,34 @@ def to_inputs(
     by_row = "instances" in document
     if by_row and "inputs" in document:
         raise invalid_argument(
-            f"JSON Value: {_quote(document)} Not formatted correctly expecting only one of "
-            "'inputs' or 'instances' keys to exist "
+            "JSON Value: Not formatted correctly expecting only one of 'inputs' or 'instances' "
+            "keys to exist"
         )
     if not by_row and "inputs" not in document:
         raise invalid_argument("Missing 'inputs' or 'instances' key")
     given = document["instances" if by_row else "inputs"]
-    if by_row and (not isinstance(given, list) or not given):
-        why = "No values in 'instances' array"
-        if given != []:
-            why = "Expecting 'instances' to be an list/array"
-        raise invalid_argument(f"JSON Value: {_quote(document)} {why}")
+    if by_row and given == []:
+        raise invalid_argument("JSON Value: No values in 'instances' array")
+    if by_row and not isinstance(given, list):
+        raise invalid_argument("JSON Value: Expecting 'instances' to be an list/array")
     if not any(map(_is_named, given if by_row else [given])):
-        if len(infos) > 1:
-            what = "inputs is a plain value/list, but expecting an object"
-            if by_row:
-                what = "instances is a plain list, but expecting list of objects"
-            raise invalid_argument(
-                f"{what} as multiple input tensors required as per tensorinfo_map"
-            )
-        columns = dict.fromkeys(infos, given)
+        if len(types) > 1:
+            what = "instances is a plain list, but expecting list of objects"
+            raise invalid_argument(what if by_row else "inputs is a plain value, not an object")
+        columns = dict.fromkeys(types, given)
     elif by_row:
         for index, row in enumerate(given):
-            if not _is_named(row) or row.keys() != infos.keys():
+            if not _is_named(row) or row.keys() != types.keys():
                 raise invalid_argument(
-                    f"Failed to process element: {index} of 'instances' list. JSON object: "
-                    f"{_quote(row)} keys must be equal to: {','.join(sorted(infos))}"
+                    f"Failed to process element: {index} of 'instances' list. JSON object: its "
+                    f"keys must be equal to: {','.join(sorted(types))}"
                 )
-        columns = {name: [row[name] for row in given] for name in infos}
+        columns = {name: [row[name] for row in given] for name in types}
     else:
-        for name in infos.keys() - given.keys():
+        for name in types.keys() - given.keys():
             raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
         columns = given
-    return {name: _array(columns[name], info.dtype) for name, info in infos.items()}, by_row
+    return {name: _array(columns[name], dtype) for name, dtype in types.items()}, by_row
 
 
 def _is_base64(value: Any) -> bool:
@@ -116,54 +108,29 @@ def _is_named(value: Any) -> bool:
 
 
 def _array(value: Any, dtype: int) -> Array:
-    """Nested lists as an array of an input's type."""
-    shape: list[int] = []
-    leaves = [value]
-    while leaves and any(isinstance(item, list) for item in leaves):
-        if len(shape) == _MAX_RANK:
-            raise invalid_argument(f"JSON Value: is nested more than {_MAX_RANK} lists deep")
-        level, size = len(shape), len(leaves[0]) if isinstance(leaves[0], list) else 0
-        for item in leaves:
-            if not isinstance(item, list):
-                raise invalid_argument(
-                    f"JSON Value: {_quote(item)} found at incorrect level: {level} in the JSON DOM"
-                )
-            if len(item) != size:
-                raise invalid_argument(
-                    f"Encountered list at unexpected size: {len(item)} at level: {level} "
-                    f"expected size: {size}"
-                )
-        shape.append(size)
-        leaves = list(itertools.chain.from_iterable(leaves))
-    return _flat(leaves, dtype).reshape(shape)
-
-
-def _flat(leaves: list[Any], dtype: int) -> Array:
-    """Values as an array of an input's type, none of them changed by it."""
+    """Nested lists as an array of an input's type, no value changed by it."""
+    # What is ragged, or too deep for NumPy, leaves lists as values.
+    values = np.array(value, object)
+    leaves = values.ravel().tolist()
     if dtype == wire.DT_STRING:
-        strings = np.empty(len(leaves), object)
-        strings[:] = [_bytes(value) for value in leaves]
-        return strings
+        return wire.objects([_bytes(leaf) for leaf in leaves], values.shape)
     try:
         target = wire.numpy_type(dtype)
     except wire.TensorError as error:
         raise StatusError(Code.UNIMPLEMENTED, str(error)) from None
-    wrong = {type(value) for value in leaves} - _TAKEN[target.kind]
-    if wrong:
-        raise _type_error(next(value for value in leaves if type(value) in wrong), dtype)
     if target.kind in "iu":
-        limits = np.iinfo(target)
-        low, high = int(limits.min), int(limits.max)
+        low, high = np.iinfo(target).min, np.iinfo(target).max
     else:
         # The whole numbers up to which a floating-point type has every one.
         high = 2 ** (np.finfo(target).nmant + 1) - 1 if target.kind == "f" else 1
         low = -high
-    for value in leaves:
-        if type(value) is int and not low <= value <= high:
-            raise _type_error(value, dtype)
+    for leaf in leaves:
+        kind = type(leaf)
+        if kind not in _TAKEN[target.kind] or (kind is int and not low <= leaf <= high):
+            raise _type_error(leaf, dtype)
     with np.errstate(over="ignore"):
-        array = np.array(leaves, target)
-    if target.kind == "f" and (np.isinf(array) & np.isfinite(np.array(leaves, "f8"))).any():
+        array = values.astype(target)
+    if target.kind == "f" and (np.isinf(array) & np.isfinite(values.astype("f8"))).any():
         raise invalid_argument(
             f"Cannot convert JSON values to {wire.type_name(dtype)} without loss of precision."
         )
@@ -183,18 +150,10 @@ def _bytes(value: Any) -> bytes:
 
 
 def _type_error(value: Any, dtype: int) -> StatusError:
+    quoted = type(value).__name__ if isinstance(value, list | dict) else json.dumps(value)
     return invalid_argument(
-        f"JSON Value: {_quote(value)} is not of expected type: {wire.type_name(dtype)}"
+        f"JSON Value: {quoted[:_QUOTED]} is not of expected type: {wire.type_name(dtype)}"
     )
-
-
-def _quote(value: Any) -> str:
-    """A JSON value as text for a message, cut where it gets long."""
-    try:
-        text = json.dumps(value)
-    except (RecursionError, ValueError):
-        return "(nested too deeply)"
-    return text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
 
 
 def from_outputs(outputs: Mapping[str, Array], by_row: bool) -> str:
@@ -207,8 +166,7 @@ def from_outputs(outputs: Mapping[str, Array], by_row: bool) -> str:
     plain = {alias: _plain(outputs[alias], alias) for alias in sorted(outputs)}
     heights = {array.shape[:1] for array in outputs.values()}
     if by_row and (len(heights) > 1 or () in heights):
-        shapes = ", ".join(f"{alias} {list(array.shape)}" for alias, array in outputs.items())
-        raise invalid_argument(f"Tensor shapes are not compatible for row format: {shapes}")
+        raise invalid_argument("Tensor shapes are not compatible for row format")
     answer: Any = plain
     if len(plain) == 1:
         [answer] = plain.values()
@@ -221,12 +179,12 @@ def from_outputs(outputs: Mapping[str, Array], by_row: bool) -> str:
 def _plain(array: Array, alias: str) -> Any:
     """An array as what ``json`` writes."""
     if array.dtype.kind == "O":
-        texts = np.empty(array.size, object)
-        if alias.endswith("_bytes"):
-            texts[:] = [{"b64": base64.b64encode(item).decode()} for item in array.ravel()]
-        else:
-            texts[:] = [item.decode("utf-8", "replace") for item in array.ravel()]
-        return texts.reshape(array.shape).tolist()
+        encoded = alias.endswith("_bytes")
+        texts: list[Any] = [
+            {"b64": base64.b64encode(item).decode()} if encoded else item.decode("utf-8", "replace")
+            for item in array.flat
+        ]
+        return wire.objects(texts, array.shape).tolist()
     if array.dtype.kind == "f" and array.dtype.itemsize < 4:
         raise StatusError(
             Code.UNIMPLEMENTED, "Expecting DType: half to be float, int, bool or string"

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable
+import bisect
+import collections
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest, metrics_core
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from serving.standin.status import from_exception
 
 PATH = "/monitoring/prometheus/metrics"
 
 # monitoring.cc: exponential buckets, 10 microseconds times 1.8 to the i.
-_BUCKETS = tuple(10 * 1.8**i for i in range(33))
+_BUCKETS = [10 * 1.8**i for i in range(33)]
+_BUCKET_NAMES = [*map(floatToGoString, _BUCKETS), "+Inf"]
 # Names come from the network; beyond this many the rest are counted together.
-_MAX_NAMES = 500
-# prometheus_client's counters end in _total and have a time beside them;
-# TensorFlow Serving's do not, and one dashboard is to fit both servers.
-_SUFFIX = re.compile(r"_total(?=[ {])")
-_CREATED = re.compile(r"^(# \w+ )?\S+_created[ {].*\n", re.MULTILINE)
+_MAX_MODELS = 500
+
+_REQUESTS = ":tensorflow:serving:request_count"
+_LATENCY = ":tensorflow:serving:request_latency"
+_RUNTIME = ":tensorflow:serving:runtime_latency"
+_ERROR = "mnist_ae:serving:reconstruction_error"
+_VERSION_ERROR = "mnist_ae:serving:version_reconstruction_error"
+_VERSION = "mnist_ae:serving:model_version"
+_Counter, _Gauge = metrics_core.CounterMetricFamily, metrics_core.GaugeMetricFamily
+_HistogramFamily = metrics_core.HistogramMetricFamily
+# By name: kind, text, labels beside model_name.
+_SERIES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
+    _REQUESTS: (_Counter, "Requests answered", ("status",)),
+    _LATENCY: (_HistogramFamily, "Microseconds from arrival to answer", ("API", "entrypoint")),
+    _RUNTIME: (_HistogramFamily, "Microseconds of a run of the graph", ("API", "runtime")),
+    f"{_ERROR}_sum": (_Gauge, "Sum of reconstruction errors sent", ()),
+    f"{_ERROR}_count": (_Gauge, "Number of reconstruction errors sent", ()),
+    f"{_VERSION_ERROR}_sum": (_Gauge, "Sum of these, by version", ("version",)),
+    f"{_VERSION_ERROR}_count": (_Gauge, "Number of these, by version", ("version",)),
+    _VERSION: (_Gauge, "A version that answers", ("version",)),
+}
 
 
-class Metrics:
+class _Histogram:
+    """Values by bucket. prometheus_client's own walks along the buckets, value by value."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * len(_BUCKET_NAMES)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect.bisect_left(_BUCKETS, value)] += 1
+        self._total += value
+
+    def cumulated(self) -> tuple[list[tuple[str, float]], float]:
+        return list(zip(_BUCKET_NAMES, itertools.accumulate(self._counts))), self._total
+
+
+class Metrics(Collector):
     """The series of one server.
 
     Args:
@@ -30,70 +70,73 @@ class Metrics:
 
     def __init__(self, versions: Callable[[], dict[str, list[int]]] = dict) -> None:
         self._versions = versions
-        self._names: set[str] = set()
-        self._registry = registry = CollectorRegistry()
+        self._lock = threading.Lock()
+        self._models: set[str] = set()
+        # By name and the labels' values.
+        self._sums: dict[tuple[str, ...], float] = collections.defaultdict(float)
+        self._histograms: dict[tuple[str, ...], _Histogram] = collections.defaultdict(_Histogram)
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
-        # Looking a series up costs more than counting in it: those found are kept.
-        def gauge(name: str, text: str, *labels: str) -> Any:
-            name, labels = f"mnist_ae:serving:{name}", ("model_name", *labels)
-            return functools.cache(Gauge(name, text, labels, registry=registry).labels)
-
-        def histogram(name: str, text: str, *labels: str) -> Any:
-            name, labels = f":tensorflow:serving:{name}", ("model_name", *labels)
-            made = Histogram(name, text, labels, buckets=_BUCKETS, registry=registry)
-            return functools.cache(made.labels)
-
-        name, labels = ":tensorflow:serving:request_count", ("model_name", "status")
-        counter = Counter(name, "Requests answered", labels, registry=registry)
-        self._requests = functools.cache(counter.labels)
-        text = "Microseconds from a request's arrival to its answer"
-        self._latency = histogram("request_latency", text, "API", "entrypoint")
-        text = "Microseconds of a run of the graph"
-        self._runtime = histogram("runtime_latency", text, "API", "runtime")
-        text = "reconstruction errors sent"
-        self._error_sum = gauge("reconstruction_error_sum", f"Sum of {text}")
-        self._error_count = gauge("reconstruction_error_count", f"Number of {text}")
-        name = "version_reconstruction_error"
-        self._version_sum = gauge(f"{name}_sum", f"Sum of {text}, by version", "version")
-        self._version_count = gauge(f"{name}_count", f"Number of {text}, by version", "version")
-        name, labels = "mnist_ae:serving:model_version", ("model_name", "version")
-        self._version = Gauge(name, "A version that answers", labels, registry=registry)
-
-    def count_request(self, model: str, status: str, entrypoint: str, microseconds: float) -> None:
-        """Counts one answered Predict.
+    @contextlib.contextmanager
+    def counted(self, model: str, entrypoint: str) -> Iterator[None]:
+        """Counts a Predict, answered or refused when the block ends, and its time.
 
         Args:
           model: The model's name as asked for.
-          status: The canonical code's name.
           entrypoint: ``GRPC`` or ``REST``.
-          microseconds: From arrival to answer.
         """
-        if model not in self._names:
-            if len(self._names) >= _MAX_NAMES:
-                model = "(other)"
-            self._names.add(model)
-        self._requests(model, status).inc()
-        if status == "OK":
-            self._latency(model, "predict", entrypoint).observe(microseconds)
+        started = time.monotonic()
+        status = "OK"
+        try:
+            yield
+        except Exception as error:
+            status = from_exception(error).code.name
+            raise
+        finally:
+            microseconds = (time.monotonic() - started) * 1e6
+            with self._lock:
+                if model not in self._models:
+                    if len(self._models) >= _MAX_MODELS:
+                        model = "(other)"
+                    self._models.add(model)
+                self._sums[_REQUESTS, model, status] += 1
+                if status == "OK":
+                    self._histograms[_LATENCY, model, "predict", entrypoint].observe(microseconds)
 
     def count_run(self, model: str, microseconds: float) -> None:
         """Counts one run of the graph."""
-        self._runtime(model, "Predict", "TF1").observe(microseconds)
+        with self._lock:
+            self._histograms[_RUNTIME, model, "Predict", "TF1"].observe(microseconds)
 
     def count_reconstruction_error(
         self, model: str, version: int, total: float, images: int
     ) -> None:
         """Adds up the ``reconstruction_error`` that went out with answers."""
-        self._error_sum(model).inc(total)
-        self._error_count(model).inc(images)
-        self._version_sum(model, str(version)).inc(total)
-        self._version_count(model, str(version)).inc(images)
+        with self._lock:
+            for part, amount in (("_sum", total), ("_count", images)):
+                self._sums[_ERROR + part, model] += amount
+                self._sums[_VERSION_ERROR + part, model, str(version)] += amount
+
+    def collect(self) -> Iterable[Metric]:
+        """The series as they are now; prometheus_client asks for them."""
+        families = {
+            name: kind(name, text, labels=("model_name", *labels))
+            for name, (kind, text, labels) in _SERIES.items()
+        }
+        with self._lock:
+            for (name, *labels), value in self._sums.items():
+                families[name].add_metric(labels, value)
+            for (name, *labels), histogram in self._histograms.items():
+                families[name].add_metric(labels, *histogram.cumulated())
+        for model, versions in self._versions().items():
+            for version in versions:
+                families[_VERSION].add_metric((model, str(version)), version)
+        return families.values()
 
     def render(self) -> str:
         """The metrics as Prometheus's text format."""
-        self._version.clear()
-        for model, versions in self._versions().items():
-            for version in versions:
-                self._version.labels(model, str(version)).set(version)
+        # Here a counter's name ends in _total, in TensorFlow Serving it does not, and one
+        # dashboard is to fit both.
         text = generate_latest(self._registry).decode()
-        return _SUFFIX.sub("", _CREATED.sub("", text))
+        return text.replace(f"{_REQUESTS}_total", _REQUESTS)

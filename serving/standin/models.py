@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from serving.standin import versions as version_folders
 from serving.standin.predict import warm_up
@@ -61,9 +61,22 @@ class _Model:
         decided = (VersionState.AVAILABLE, VersionState.END)
         return any(number not in known or known[number].state not in decided for number in numbers)
 
-    def unavailable(self, labels: Mapping[str, int]) -> list[int]:
-        """The versions that labels should go to and that do not answer."""
-        return [number for number in labels.values() if number not in self.servables]
+    def move_labels(self, name: str, labels: Mapping[str, int], *, anywhere: bool = False) -> None:
+        """Moves the labels, all or none.
+
+        Raises:
+          StatusError: FAILED_PRECONDITION for a version that does not answer, with
+            ``anywhere`` only where the label was at another one before.
+        """
+        for label, number in labels.items():
+            stays = anywhere and self.labels.get(label, number) == number
+            if number not in self.servables and not stays:
+                raise StatusError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {number} of model {name}, which is not "
+                    "currently available for inference",
+                )
+        self.labels = dict(labels)
 
 
 class Models:
@@ -90,11 +103,8 @@ class Models:
 
     # Requests.
 
-    @contextlib.contextmanager
-    def lease(
-        self, name: str, version: int | None = None, label: str | None = None
-    ) -> Iterator[Servable]:
-        """Lends a servable, which stays loaded until the block ends.
+    def lease(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+        """Lends a servable, which stays loaded until the ``with`` block that takes it ends.
 
         Args:
           version: A number, or None for the latest.
@@ -112,10 +122,7 @@ class Models:
             with self._changed:
                 servable = self._choose(name, version, label)
                 servable.acquire()
-        try:
-            yield servable
-        finally:
-            servable.release()
+        return servable
 
     def _choose(self, name: str, version: int | None, label: str | None) -> Servable:
         model = self._models.get(name) or _Model(None)
@@ -139,23 +146,19 @@ class Models:
         """
         with self._changed:
             known = self._models[name].versions if name in self._models else {}
-            if version is not None and version not in known:
-                text = f"Could not find version {version} of model {name}"
-                raise StatusError(Code.NOT_FOUND, text)
-            if not known:
-                text = f"Could not find any versions of model {name}"
-                raise StatusError(Code.NOT_FOUND, text)
-            chosen = sorted(known, reverse=True) if version is None else [version]
+            if version is None or not known:
+                chosen, what = sorted(known, reverse=True), "any versions"
+            else:
+                chosen, what = [version] if version in known else [], f"version {version}"
+            if not chosen:
+                raise StatusError(Code.NOT_FOUND, f"Could not find {what} of model {name}")
             return [copy.copy(known[number]) for number in chosen]
 
     def available(self) -> dict[str, list[int]]:
         """Model name to the version numbers that answer, ascending."""
         with self._changed:
-            return {
-                name: sorted(model.servables)
-                for name, model in self._models.items()
-                if model.servables
-            }
+            models = self._models.items()
+            return {name: sorted(model.servables) for name, model in models if model.servables}
 
     # Configuration.
 
@@ -180,24 +183,20 @@ class Models:
             raise StatusError(Code.DEADLINE_EXCEEDED, "Another reload is still waiting.")
         try:
             with self._changed:
+                real = self._options.real_reloads
                 known = {name for name, model in self._models.items() if model.settings}
-                if self._options.real_reloads:
-                    self._refuse_labels({name: self._models[name].labels for name in known}, models)
                 # Labels move before the policy can unload what they leave, and
                 # in the same instant for requests: a rollback loses none.
                 for name in known & models.keys():
-                    labels = models[name].labels
-                    if self._options.real_reloads or not self._models[name].unavailable(labels):
-                        self._models[name].labels = dict(labels)
+                    with contextlib.nullcontext() if real else contextlib.suppress(StatusError):
+                        labels = models[name].labels
+                        self._models[name].move_labels(name, labels, anywhere=real)
                 self._configure(models)
-                if not self._options.real_reloads:
+                if not real:
                     self._wake.set()
-                new = {name: self._models[name] for name in models.keys() - known}
-                self._await_new(new, deadline)
-                if not self._options.real_reloads:
-                    self._refuse_labels({name: {} for name in models}, models)
+                self._await_new({n: self._models[n] for n in models.keys() - known}, deadline)
                 for name, settings in models.items():
-                    self._models[name].labels = dict(settings.labels)
+                    self._models[name].move_labels(name, settings.labels, anywhere=real)
                 self._changed.notify_all()
         finally:
             self.ordering.release()
@@ -212,57 +211,27 @@ class Models:
                 settings = located(settings, os.path.dirname(os.path.abspath(file)))
             self._models.setdefault(name, _Model(settings)).settings = settings
 
-    def _refuse_labels(
-        self, before: Mapping[str, Mapping[str, int]], models: Mapping[str, ModelSettings]
-    ) -> None:
-        """Refuses labels that come to a version which does not answer.
-
-        Args:
-          before: The labels by model; with ``real_reloads`` one that was
-            nowhere may go anywhere, as the flag of that name has it.
-          models: Whose labels are to be moved; those not in ``before`` are not looked at.
-        """
-        for name in before.keys() & models.keys():
-            moved = {
-                label: number
-                for label, number in models[name].labels.items()
-                if not self._options.real_reloads or before[name].get(label, number) != number
-            }
-            if missing := self._models[name].unavailable(moved):
-                raise StatusError(
-                    Code.FAILED_PRECONDITION,
-                    f"Request to assign label to version {missing[0]} of model {name}, which "
-                    "is not currently available for inference",
-                )
-
     def _await_new(self, models: Mapping[str, _Model], deadline: float) -> None:
-        def waiting() -> list[str]:
-            return [
-                name
-                for name, model in models.items()
-                if not model.aspired or model.pending(model.aspired)
-            ]
+        def late() -> list[str]:
+            return [n for n, m in models.items() if not m.aspired or m.pending(m.aspired)]
 
-        self._changed.wait_for(
-            lambda: not waiting() or self._stopping.is_set(), deadline - time.monotonic()
-        )
-        if late := waiting():
+        left = deadline - time.monotonic()
+        self._changed.wait_for(lambda: not late() or self._stopping.is_set(), left)
+        if late():
             raise StatusError(
                 Code.DEADLINE_EXCEEDED,
-                f"{', '.join(late)} did not become available in time; check that base_path "
+                f"{', '.join(late())} did not become available in time; check that base_path "
                 "exists and holds a numbered SavedModel",
             )
-        errors = {
-            f"{{{{name: {name} version: {number}}} due to error: {error}}}, ": name
+        failed = {
+            name: f"{{{{name: {name} version: {number}}} due to error: {error}}}, "
             for name, model in models.items()
             for number in model.aspired
             if (error := model.versions[number].error) is not None
         }
-        if errors:
-            count = len(set(errors.values()))
-            raise StatusError(
-                Code.UNKNOWN, f"{count} model(s) did not become available: {''.join(errors)}"
-            )
+        if failed:
+            what = f"{len(failed)} model(s) did not become available: {''.join(failed.values())}"
+            raise StatusError(Code.UNKNOWN, what)
 
     # Waiting.
 

@@ -6,7 +6,7 @@ Order and text of the checks follow TensorFlow Serving (predict_util.cc).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,8 +97,8 @@ def read_warmup_requests(path: str) -> Iterator[bytes]:
 
 def _decode_inputs(signature: Signature, tensors: Any) -> dict[str, Array]:
     wanted = signature.inputs
-    sent, known = ",".join(sorted(tensors)), ",".join(wanted)
     if len(tensors) != len(wanted):
+        sent, known = ",".join(sorted(tensors)), ",".join(wanted)
         raise invalid_argument(
             f"input size does not match signature: {len(tensors)}!={len(wanted)} "
             f"len({{{sent}}}) != len({{{known}}}). Sent extra: "
@@ -110,31 +110,32 @@ def _decode_inputs(signature: Signature, tensors: Any) -> dict[str, Array]:
         if alias not in tensors:
             raise invalid_argument(
                 f"Signature input alias: {alias}(feed name: {info.name}) not found in request "
-                f"and no default value provided. Inputs expected to be in the request {{{sent}}}, "
-                "or default input alias set: "
+                "and no default value provided. Inputs expected to be in the request "
+                f"{{{','.join(sorted(tensors))}}}, or default input alias set: "
             )
+        tensor = tensors[alias]
         try:
-            arrays[alias] = wire.decode_tensor(tensors[alias])
+            arrays[alias] = wire.decode_tensor(tensor)
         except wire.TensorError:
             raise invalid_argument(f"tensor parsing error: {alias}") from None
-        if tensors[alias].dtype != info.dtype:
+        if tensor.dtype != info.dtype:
             raise invalid_argument(
                 f"Expects arg[{index}] to be {wire.type_name(info.dtype)} but "
-                f"{wire.type_name(tensors[alias].dtype)} is provided"
+                f"{wire.type_name(tensor.dtype)} is provided"
             )
     return arrays
 
 
-def _select_outputs(signature: Signature, output_filter: Iterable[str]) -> tuple[str, ...]:
+def _select_outputs(signature: Signature, wanted: Sequence[str]) -> tuple[str, ...]:
     """The outputs that a request wants: those of its filter, sorted, or all."""
-    seen: set[str] = set()
-    for alias in output_filter:
+    if not wanted:
+        return signature.output_aliases
+    for position, alias in enumerate(wanted):
         if alias not in signature.outputs:
             raise invalid_argument(
                 f"output tensor alias not found in signature: {alias} Outputs expected to be in "
                 f"the set {{{','.join(signature.outputs)}}}."
             )
-        if alias in seen:
+        if alias in wanted[:position]:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
-        seen.add(alias)
-    return tuple(sorted(seen)) or signature.output_aliases
+    return tuple(sorted(wanted))

@@ -16,7 +16,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 import urllib.parse
 import zlib
 from typing import Any
@@ -85,7 +84,9 @@ class RestApi:
             return self._page.answer(method, path, body) or _html(404)
         try:
             if method == "POST" and (match := _PREDICTION.fullmatch(path)):
-                return _json(200, self._counted(match, body, zipped))
+                with self._metrics.counted(_unquoted(match["name"]), "REST"):
+                    body = _unzipped(body, self._max_bytes) if zipped else body
+                    return _json(200, self._predict(match, body))
             if method == "GET" and (match := _STATUS.fullmatch(path)):
                 return _json(200, self._describe(match))
             raise invalid_argument(f"Malformed request: {method} {path}")
@@ -95,32 +96,17 @@ class RestApi:
                 _log.warning("REST %s: %s", path[:200], status.one_line)
             return refusal(status)
 
-    def _counted(self, match: re.Match[str], body: bytes, zipped: bool) -> str:
-        started = time.monotonic()
-        status = Code.OK
-        try:
-            return self._predict(match, _unzipped(body, self._max_bytes) if zipped else body)
-        except Exception as error:
-            status = from_exception(error).code
-            raise
-        finally:
-            elapsed = (time.monotonic() - started) * 1e6
-            name = urllib.parse.unquote(match["name"], errors="replace")
-            self._metrics.count_request(name, status.name, "REST", elapsed)
-
     def _predict(self, match: re.Match[str], body: bytes) -> str:
         spec = _model_spec(match)
         document = json_form.parse(body)
         key = json_form.signature_name(document) or DEFAULT_SIGNATURE
         with self._handlers.lease(spec) as servable:
             signature = servable.signatures.get(key)
-            if signature is None:
-                raise invalid_argument(
-                    f'Serving signature name: "{key}" not found in signature def'
-                )
-            if not signature.inputs:
-                raise invalid_argument(f"Failed to get input map for signature: {key}")
-            inputs, by_row = json_form.to_inputs(document, signature.inputs)
+            if signature is None or not signature.inputs:
+                text = f'Serving signature name: "{key}" not found in signature def'
+                raise invalid_argument(text)
+            types = {alias: info.dtype for alias, info in signature.inputs.items()}
+            inputs, by_row = json_form.to_inputs(document, types)
             aliases = signature.output_aliases
             outputs = self._handlers.run(servable, Order(signature, inputs, aliases))
         return json_form.from_outputs(dict(zip(aliases, outputs, strict=True)), by_row)
@@ -152,9 +138,7 @@ def _json(status: int, body: str) -> Answer:
 
 
 def _html(status: int) -> Answer:
-    reason = _REASONS[status]
-    head = f"<HTML><HEAD>\n<TITLE>{status} {reason}</TITLE>\n</HEAD>"
-    return Answer(status, "text/html", f"{head}<BODY>\n<H1>{reason}</H1>\n</BODY></HTML>")
+    return Answer(status, "text/html", f"<html><body><h1>{_REASONS[status]}</h1></body></html>")
 
 
 def _unzipped(body: bytes, limit: int) -> bytes:
@@ -171,15 +155,19 @@ def _unzipped(body: bytes, limit: int) -> bytes:
     return data
 
 
+def _unquoted(text: str) -> str:
+    return urllib.parse.unquote(text, errors="replace")
+
+
 def _model_spec(match: re.Match[str]) -> Any:
-    spec = protos.ModelSpec(name=urllib.parse.unquote(match["name"], errors="replace"))
+    spec = protos.ModelSpec(name=_unquoted(match["name"]))
     if match["version"]:
         try:
             spec.version.value = int(match["version"])
         except ValueError:
             raise invalid_argument("") from None  # more than 64 bits: upstream says nothing
     elif match["label"]:
-        spec.version_label = urllib.parse.unquote(match["label"], errors="replace")
+        spec.version_label = _unquoted(match["label"])
     return spec
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from serving import protos, quiet
+from serving import protos, quiet, wire
 from serving.standin.status import Code, StatusError, from_exception, invalid_argument
 
 tf = quiet.import_tensorflow()
@@ -102,16 +102,16 @@ class Signature:
 
 
 def _tensor_infos(definitions: Any) -> dict[str, TensorInfo]:
-    infos = {}
-    for alias, info in sorted(definitions.items()):
-        shape = info.tensor_shape
-        sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
-        infos[alias] = TensorInfo(info.name, info.dtype, sizes)
-    return infos
+    return {
+        alias: TensorInfo(info.name, info.dtype, wire.shape_of(info.tensor_shape))
+        for alias, info in sorted(definitions.items())
+    }
 
 
 class Servable:
     """A version of a model, loaded. Counts its users and closes after the last.
+
+    Whoever acquired it may use it as a context manager, which releases it.
 
     Attributes:
       signatures: The entry points by key, initialisation ones (``__...``) too.
@@ -156,6 +156,12 @@ class Servable:
             signature.close()
         self._session.close()
         self._on_closed()
+
+    def __enter__(self) -> Servable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def retire(self, on_closed: Callable[[], None] = lambda: None) -> None:
         """Closes once the present users are done, and calls ``on_closed`` then."""

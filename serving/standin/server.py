@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from serving.errors import InputError, ServerStartError
+from serving.errors import ServerStartError
 from serving.play import Page
 from serving.standin import grpc_api
 from serving.standin.handlers import RELOAD_TIMEOUT, Handlers
@@ -19,6 +19,7 @@ from serving.standin.models import Models
 from serving.standin.rest_api import RestApi, RestServer
 from serving.standin.settings import ServerOptions, parse_models
 from serving.standin.status import StatusError
+from serving.transport import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -129,14 +130,9 @@ class EmbeddedServer:
         tls = self.options.tls
         if tls is None:
             return None
-        try:
-            certificate = pathlib.Path(tls.certificate).read_bytes()
-            key = pathlib.Path(tls.key).read_bytes()
-            client_ca = pathlib.Path(tls.client_ca).read_bytes() if tls.client_ca else None
-        except OSError as error:
-            raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+        ca, certificate, key = Tls(tls.client_ca, tls.certificate, tls.key).read()
         return grpc.ssl_server_credentials(
-            [(key, certificate)], client_ca, require_client_auth=client_ca is not None
+            [(key, certificate)], ca, require_client_auth=ca is not None
         )
 
     def _listen(self, credentials: Any) -> None:

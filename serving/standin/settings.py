@@ -127,18 +127,13 @@ def models_of(config: Any) -> dict[str, ModelSettings]:
         name, path, policy = item.name, item.base_path, item.model_version_policy
         platform = item.model_platform or ("tensorflow" if item.model_type == 1 else "")
         if not platform:
-            raise invalid_argument(
-                "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
-                f"ModelServerConfig::model_platform, model name is {name}"
-            )
+            raise invalid_argument(f"Illegal setting: no model_platform, model name is {name}")
         if platform != "tensorflow":
             raise invalid_argument(f"Could not find platform {platform}; only 'tensorflow' is here")
         if name in models:
             raise invalid_argument(f"Illegal to list model {name} multiple times in config list")
         if path and not os.path.isabs(path) and "://" not in path:
-            raise invalid_argument(
-                f"Expected model {name} to have an absolute path or URI; got base_path()={path}"
-            )
+            raise invalid_argument(f"Expected model {name} to have an absolute path or URI")
         kind = policy.WhichOneof("policy_choice")
         if kind == "specific" and not policy.specific.versions:
             raise invalid_argument("Specific version policy lists no versions.")

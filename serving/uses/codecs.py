@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from serving import images as images_lib
+
 COMPARED = 5_000
 _JPEG_MIN, _JPEG_MAX = 1, 95
 _PNG_BITS = (1, 2, 4)
@@ -95,38 +97,31 @@ def _sheet(images: np.ndarray) -> tuple[np.ndarray, Any]:
     """All images in one picture, and the function that cuts it up again."""
     count, height, width = images.shape
     columns = int(np.ceil(np.sqrt(count)))
-    rows = -(-count // columns)
-    cells = np.zeros((rows * columns, height, width), np.uint8)
-    cells[:count] = images
-    grid = cells.reshape(rows, columns, height, width).swapaxes(1, 2)
 
     def cut(sheet: np.ndarray) -> np.ndarray:
-        back = sheet.reshape(rows, height, columns, width).swapaxes(1, 2)
+        back = sheet.reshape(-1, height, columns, width).swapaxes(1, 2)
         return back.reshape(-1, height, width)[:count]
 
-    return grid.reshape(rows * height, columns * width), cut
+    return images_lib.sheet(images, columns, gap=0, ground=0), cut
 
 
-def _encoded(sheet: np.ndarray, form: str, **options: Any) -> bytes:
+def _encoded(sheet: np.ndarray, form: str, palette: list[int] | None = None, **how: Any) -> bytes:
     from PIL import Image
 
+    picture = Image.fromarray(sheet)
+    if palette is not None:
+        picture.putpalette([grey for grey in palette for _ in range(3)])
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, format=form, **options)
+    picture.save(buffer, format=form, **how)
     return buffer.getvalue()
 
 
 def _png(sheet: np.ndarray, bits: int) -> bytes:
     """A PNG of ``2**bits`` evenly spaced grey levels."""
-    from PIL import Image
-
     top = 2**bits - 1
     levels = np.rint(sheet.astype(np.float32) * (top / 255)).astype(np.uint8)
-    picture = Image.fromarray(levels)
-    grey = [round(i * 255 / top) for i in range(top + 1)]
-    picture.putpalette([value for value in grey for _ in range(3)])
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", bits=bits, optimize=True)
-    return buffer.getvalue()
+    greys = [round(i * 255 / top) for i in range(top + 1)]
+    return _encoded(levels, "PNG", greys, bits=bits, optimize=True)
 
 
 def _sheet_figures(codec: str, data: bytes, images: np.ndarray, cut: Any) -> Figures:

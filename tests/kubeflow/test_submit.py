@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.errors import UserError
 
 TOKEN = "very-secret-token"
-SUBMISSION = submit.submission("name", "p", "v", experiment_id="e", parameters={})
+SUBMISSION = {"display_name": "name", "experiment_id": "e", "runtime_config": {"parameters": {}}}
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,12 @@
 """What Beam is told: the user's options, over what suits the runner."""
 
+import socket
+
+import pytest
+
 from pipeline import config
-from pipeline.beam_options import beam_args
+from pipeline.beam_options import beam_args, check_engine
+from pipeline.errors import UserError
 
 
 def flags(*assignments):
@@ -27,3 +32,32 @@ def test_workers_of_this_environment_need_no_package_of_it():
     assert "--sdk_container_image=none" in told
     docker = flags("beam.runner=FlinkRunner", "beam.environment_type=DOCKER")
     assert "--sdk_container_image=none" not in docker
+
+
+@pytest.mark.parametrize("key", ["job_endpoint", "flink_master"])
+def test_an_engine_that_listens_is_taken(key):
+    with socket.create_server(("localhost", 0)) as server:
+        check_engine(config.load(None, [f"beam.{key}=localhost:{server.getsockname()[1]}"]))
+
+
+@pytest.mark.parametrize("own", ["beam.job_endpoint=embed", "beam.flink_master='[local]'"])
+def test_an_engine_that_beam_brings_is_not_looked_for(own):
+    check_engine(config.load(None, [own]))
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:many", ":8099"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(UserError, match="beam.job_endpoint: .*expected HOST:PORT"):
+        check_engine(config.load(None, [f"beam.job_endpoint={address}"]))
+
+
+def test_an_engine_that_is_not_there_is_one_line_before_anything_is_written(cli, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))  # and does not listen
+        address = f"localhost:{unused.getsockname()[1]}"
+        root = tmp_path / "runs"
+        engine = ("--beam", "runner=PortableRunner", "--beam", f"job_endpoint={address}")
+        done = cli("run", "--dataset", "mnist-5k", "--root", str(root), *engine)
+    assert done.returncode == 2
+    assert f"beam.job_endpoint: {address}: nobody listens there" in done.stderr
+    assert done.stderr.count("\n") == 1 and not root.exists()

@@ -11,7 +11,7 @@ import pytest
 from tfx.dsl.components.base.base_component import BaseComponent
 
 from pipeline import code_digest, config, nodes
-from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
+from pipeline.continuous.pipeline import create_continuous_pipeline
 from pipeline.pipeline import create_pipeline
 
 # TFX writes the Trainer's module there as soon as a pipeline is made.
@@ -34,8 +34,7 @@ def graphs():
     for model in ("simple", "vae"):
         conf = config.parse({"root": ROOT.name, "model": model, "tuner": {"enabled": True}})
         found[model] = references(create_pipeline(conf, data_folder="/d"), conf)
-    run = SpanRun(3, 1, "/golden")
-    continuous = create_continuous_pipeline(conf, run, spans_folder="/s")
+    continuous = create_continuous_pipeline(conf, data_folder="/s", golden_folder="/golden")
     found["continuous"] = references(continuous, conf)
     return found
 
@@ -92,7 +91,7 @@ def test_every_component_has_its_own_as_a_parameter():
     conf = config.parse({"root": ROOT.name, "model": "simple"})
     for pipeline in (
         create_pipeline(conf, data_folder="/d"),
-        create_continuous_pipeline(conf, SpanRun(3, 1, "/g"), spans_folder="/s"),
+        create_continuous_pipeline(conf, data_folder="/s", golden_folder="/g"),
     ):
         components = [n for n in pipeline.components if isinstance(n, BaseComponent)]
         codes = {n.id: n.exec_properties[nodes.CODE] for n in components}

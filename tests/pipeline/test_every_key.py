@@ -14,7 +14,7 @@ from tfx.orchestration.local import runner_utils
 import pipeline as project
 from kubeflow import compiler as cluster
 from pipeline import config
-from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
+from pipeline.continuous.pipeline import create_continuous_pipeline
 from pipeline.pipeline import create_pipeline
 
 # TFX writes the Trainer's module under the root as soon as it is wired.
@@ -164,8 +164,8 @@ def shown_by(graph, values):
     if graph == "once":
         return graph_of(create_pipeline(conf, data_folder="/data"))
     if graph == "continuous":
-        run = SpanRun(3, 1, "/golden")
-        return graph_of(create_continuous_pipeline(conf, run, spans_folder="/spans"))
+        place = {"data_folder": "/spans", "data_span": 3, "version": 1, "golden_folder": "/golden"}
+        return graph_of(create_continuous_pipeline(conf, **place))
     return cluster.compile_pipeline(conf, values)
 
 

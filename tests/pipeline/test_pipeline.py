@@ -7,7 +7,7 @@ import pytest
 from tfx.dsl.compiler import compiler
 
 from pipeline import config
-from pipeline.continuous.pipeline import SpanRun, create_continuous_pipeline
+from pipeline.continuous.pipeline import create_continuous_pipeline
 from pipeline.pipeline import create_pipeline
 
 # TFX writes the Trainer's module under the root as soon as a pipeline is made.
@@ -19,9 +19,9 @@ def once(conf, **options):
     return create_pipeline(conf, data_folder="/data", **options)
 
 
-def continuous(conf, cold=False, **options):
-    run = SpanRun(3, 1, "/golden", cold=cold)
-    return create_continuous_pipeline(conf, run, spans_folder="/spans", **options)
+def continuous(conf, **options):
+    place = {"data_folder": "/spans", "data_span": 3, "version": 1, "golden_folder": "/golden"}
+    return create_continuous_pipeline(conf, **place, **options)
 
 
 def make(**values):

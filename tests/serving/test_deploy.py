@@ -284,8 +284,8 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     # Of these two TensorFlow Serving 2.16.1 exports all that is asked for (SERVING.md); what the
     # embedded server has beside them, mnist_ae:serving:..., nobody else has.
     metrics = Metrics(lambda: {"m": [1]})
-    metrics.count_request("m", "OK", "GRPC", 5.0)
-    metrics.count_run("m", 5.0)
+    with metrics.counted("m", "GRPC"):
+        metrics.count_run("m", 5.0)
     real = set(re.findall(r"^(:tensorflow:[a-z_:]+)\{", metrics.render(), re.MULTILINE))
     gauges = dict.fromkeys(("golden_mse", "served_error_ratio"), 0.1)
     watcher = prometheus.registry(lambda: State(gauges=gauges, serving=1))

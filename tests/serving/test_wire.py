@@ -52,6 +52,24 @@ def test_arrays_come_back_and_tensorflow_reads_them_the_same(array: Any, typed: 
         np.testing.assert_array_equal(back, array)
 
 
+def test_a_response_is_the_message_that_protobuf_reads() -> None:
+    large = [np.resize(array, (13, 7)) for array in ARRAYS[:12]]
+    outputs = {f"output {index}": array for index, array in enumerate([*ARRAYS, *large])}
+    for _ in range(2):  # the second time from what was kept of the first
+        data = wire.predict_response("m", 7, "encode", outputs.items())
+        answer = protos.PredictResponse.FromString(data)
+        spec = answer.model_spec
+        assert (spec.name, spec.version.value, spec.signature_name) == ("m", 7, "encode")
+        fast = wire.read_predict_response(data)
+        assert fast.keys() == set(answer.outputs) == outputs.keys()
+        for alias, array in outputs.items():
+            tensor = answer.outputs[alias]
+            assert (array.size > 64 and array.dtype != object) == bool(tensor.tensor_content)
+            for back in (wire.decode_tensor(tensor), fast[alias]):
+                assert back.dtype.kind == array.dtype.kind
+                np.testing.assert_array_equal(back, array)
+
+
 @pytest.mark.parametrize("array", ARRAYS[:12], ids=lambda array: str(array.dtype))
 def test_what_tensorflow_writes_is_read(array: Any) -> None:
     import tensorflow as tf

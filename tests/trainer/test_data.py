@@ -127,7 +127,7 @@ def test_validation_is_disjoint_and_seeded(examples):
 def test_streaming_shows_what_is_not_set_aside_in_a_new_order(examples, training_files, preprocess):
     stream, validation = data.open_stream([training_files], 0.05, 0, seed=0)
     assert (len(stream), len(validation)) == (1_900, 100)
-    dataset = data.streamed_batches(
+    dataset = data.training_batches(
         stream, preprocess, batch_size=100, seed=0, first_epoch=0, epochs=2, context=ONE
     )
     found = [keys(images.numpy()) for images, _ in dataset]
@@ -135,7 +135,7 @@ def test_streaming_shows_what_is_not_set_aside_in_a_new_order(examples, training
     seen = sorted(key for batch in found[:19] for key in batch)
     assert sorted([*seen, *validation.images()]) == sorted(examples.images())
     assert found[0] != found[19]
-    resumed = data.streamed_batches(
+    resumed = data.training_batches(
         stream, preprocess, batch_size=100, seed=0, first_epoch=1, epochs=2, context=ONE
     )
     assert keys(next(iter(resumed))[0].numpy()) == found[19]
@@ -147,7 +147,7 @@ def test_streaming_shows_the_labels_of_the_budget_and_no_others(
 ):
     stream, validation = data.open_stream([training_files], 0.05, budget, seed=0)
     assert (validation.labels >= 0).any() == (budget is None)
-    dataset = data.streamed_batches(
+    dataset = data.training_batches(
         stream,
         preprocess,
         batch_size=100,

@@ -9,31 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from trainer.models.catalogue import (
-    CATALOGUE,
-    Ability,
-    Hyperparameters,
-    ModelChoice,
-    ModelSpec,
-    TrainingDefaults,
-    UnknownModelError,
-    get_model_spec,
-)
+from trainer.models.catalogue import CATALOGUE, ModelChoice, UnknownModelError, get_model_spec
+from trainer.models.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from trainer.models.base import Autoencoder
 
-__all__ = [
-    "CATALOGUE",
-    "Ability",
-    "Hyperparameters",
-    "ModelChoice",
-    "ModelSpec",
-    "TrainingDefaults",
-    "UnknownModelError",
-    "build_model",
-    "get_model_spec",
-]
+__all__ = ["CATALOGUE", "ModelChoice", "UnknownModelError", "build_model", "get_model_spec"]
 
 
 def build_model(

@@ -9,11 +9,7 @@ import tensorflow as tf
 from trainer.models.base import PIXELS
 from trainer.models.catalogue import TrainingDefaults
 from trainer.models.generative import DIGITS, Generative, digits_of_seeds
-from trainer.models.hyperparameters import (
-    AaeHyperparameters,
-    AdversarialHyperparameters,
-    SupervisedAaeHyperparameters,
-)
+from trainer.models.hyperparameters import AdversarialHyperparameters
 from trainer.models.keras_api import keras
 from trainer.models.layers import dense_decoder, dense_encoder, dense_layers
 
@@ -80,13 +76,26 @@ class Adversarial(Generative):
 
     def __init__(self, hyperparameters: AdversarialHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
-        self.prior_stddev = hyperparameters.prior_stddev
-        self.discriminators: list[keras.Sequential] = []
+        hp = hyperparameters
+        self.prior_stddev = hp.prior_stddev
+        self.encoder = dense_encoder(self, hp.hidden, hp.code_size, code_activation=None)
+        self.decoder = dense_decoder(self, hp.hidden[::-1])
+        # As deep as the encoder, each from its part of the code to a logit.
+        self.discriminators = [
+            keras.Sequential(dense_layers(self, (*hp.hidden, 1), last_activation=None), name=name)
+            for name in self.matched
+        ]
 
-    def make_discriminator(self, name: str) -> keras.Sequential:
-        """A network as deep as the encoder, from a code to a logit."""
-        layers = dense_layers(self, (*self.hp.hidden, 1), last_activation=None)
-        return keras.Sequential(layers, name=name)
+    @property
+    def matched(self) -> dict[str, int]:
+        """The parts of a code that are matched to a prior: size by name of the discriminator."""
+        return {"discriminator": self.hp.code_size}
+
+    def build_variables(self) -> None:
+        """Creates the discriminators' variables, too."""
+        super().build_variables()
+        for discriminator, size in zip(self.discriminators, self.matched.values()):
+            discriminator(tf.zeros((1, size)))
 
     def configure(
         self, training: TrainingDefaults, *, total_steps: int, steps_per_execution: int = 1
@@ -133,26 +142,7 @@ class Adversarial(Generative):
 class AdversarialAutoencoder(Adversarial):
     """784-1000-1000-2 and back, matched to a normal prior (002)."""
 
-    def __init__(
-        self,
-        hyperparameters: AaeHyperparameters | SupervisedAaeHyperparameters,
-        *,
-        seed: int = 0,
-    ):
-        super().__init__(hyperparameters, seed=seed)
-        hp = hyperparameters
-        self.encoder = dense_encoder(self, hp.hidden, hp.code_size, code_activation=None)
-        self.decoder = dense_decoder(self, hp.hidden[::-1])
-        self.discriminators = [self.make_discriminator("discriminator")]
-
-    def build_variables(self) -> None:
-        """Creates the discriminator's variables, too."""
-        super().build_variables()
-        self.discriminators[0](tf.zeros((1, self.hp.code_size)))
-
-    def decode_training(
-        self, code: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, training: bool
-    ) -> tf.Tensor:
+    def decode_training(self, code: tf.Tensor, labels: tf.Tensor, training: bool) -> tf.Tensor:
         """The decoder's raw output [n, 28, 28] for images of these labels."""
         return self.decode_output(code, training)
 
@@ -161,7 +151,7 @@ class AdversarialAutoencoder(Adversarial):
     ) -> dict[str, tf.Tensor]:
         """Reconstruction plus the generator's loss, and the discriminator's beside it."""
         code = tf.cast(self.encode(images, training), tf.float32)
-        output = self.decode_training(code, images, labels, training)
+        output = self.decode_training(code, labels, training)
         reconstruction = PIXELS * self.reconstruction_loss(images, output)
         samples = self.prior_samples(tf.shape(code)[0], self.hp.code_size)
         adversarial = adversarial_loss(self.discriminators[0], code, samples)
@@ -192,9 +182,7 @@ class SupervisedAae(AdversarialAutoencoder):
         digit = tf.one_hot(labels, DIGITS, dtype=code.dtype)
         return self.decoder(tf.concat([digit, code], axis=1), training=training)
 
-    def decode_training(
-        self, code: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, training: bool
-    ) -> tf.Tensor:
+    def decode_training(self, code: tf.Tensor, labels: tf.Tensor, training: bool) -> tf.Tensor:
         """Raw output for images whose digit is known."""
         return self.decode_digit(code, labels, training)
 

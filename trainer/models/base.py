@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class Autoencoder(keras.Model):
       seed: Seed of everything random in it.
       phase: The phase that it is in.
       sigmoid_output: Whether ``decode_output`` gives logits (else values).
-      loss_kind: "bce" or "mse", the reconstruction loss.
+      loss_kind: "bce", of logits, or "mse": the reconstruction loss.
       monitor: The log whose minimum in the last phase tells the best epoch; None
         where nothing can tell, so that the last epoch counts.
       decoder_uses_labels: Whether ``decode`` takes a digit beside the code.
@@ -227,9 +227,7 @@ class Autoencoder(keras.Model):
         """Reconstruction loss per image, [n], of the decoder's raw output."""
         output = tf.cast(output, tf.float32)
         if self.loss_kind == "bce":
-            if self.sigmoid_output:
-                return per_image_bce_from_logits(images, output)
-            return per_image_bce(images, output)
+            return per_image_bce_from_logits(images, output)
         return per_image_mse(images, tf.sigmoid(output) if self.sigmoid_output else output)
 
     def initializer(self, kind: str = "glorot_uniform") -> keras.initializers.Initializer:
@@ -250,15 +248,9 @@ class Autoencoder(keras.Model):
         """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         step = tf.cast(self.optimizer.iterations, tf.int64)
-        return tf.stack(
-            [
-                tf.constant(
-                    (zlib.crc32(self.phase.name.encode()) << 24) + self.seed * 1_009 + stream,
-                    tf.int64,
-                ),
-                step * 1_024 + tf.cast(replica, tf.int64),
-            ]
-        )
+        phase = zlib.crc32(self.phase.name.encode()) << 24
+        key = tf.constant(phase + self.seed * 1_009 + stream, tf.int64)
+        return tf.stack([key, step * 1_024 + tf.cast(replica, tf.int64)])
 
     def replica_mean(self, per_image: tf.Tensor) -> tf.Tensor:
         """The replica's part of the global batch mean, a scalar.
@@ -285,14 +277,16 @@ class Autoencoder(keras.Model):
     @property
     def weights(self) -> list[tf.Variable]:
         """Weights alone: the state of the running means is no part of a model."""
-        running = {id(variable) for metric in self.metrics for variable in metric.variables}
-        return [weight for weight in super().weights if id(weight) not in running]
+        return self._without_means(super().weights)
 
     def state(self) -> list[tf.Variable]:
         """All that a compiled model's training changes: weights and what optimizers keep."""
-        running = {id(variable) for metric in self.metrics for variable in metric.variables}
         found = tf.train.TrackableView(self).descendants()
-        return [v for v in found if isinstance(v, tf.Variable) and id(v) not in running]
+        return self._without_means(v for v in found if isinstance(v, tf.Variable))
+
+    def _without_means(self, variables: Iterable[tf.Variable]) -> list[tf.Variable]:
+        running = {id(variable) for metric in self.metrics for variable in metric.variables}
+        return [variable for variable in variables if id(variable) not in running]
 
     def track(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Adds a batch to the running means and returns them."""
@@ -317,10 +311,6 @@ class Autoencoder(keras.Model):
         logs = self.track(self.loss_terms(images, labels, training=False))
         self._mse_tracker.update_state(per_image_mse(images, self(images)))
         return {**logs, "mse": self._mse_tracker.result()}
-
-    def get_config(self) -> dict[str, Any]:
-        """Hyper-parameters and seed, enough to build the model again."""
-        return {"hyperparameters": self.hp.model_dump(), "seed": self.seed}
 
     def parameter_count(self) -> int:
         """Number of trainable weights."""

@@ -7,7 +7,6 @@ import tensorflow as tf
 from trainer.models.base import Autoencoder
 from trainer.models.conv import ConvAutoencoder
 from trainer.models.hyperparameters import ConvDenoisingHyperparameters
-from trainer.models.layers import clip
 
 
 class Denoising(Autoencoder):
@@ -39,4 +38,4 @@ class ConvDenoising(Denoising, ConvAutoencoder):
     def corrupt(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Adds normal noise, and clips."""
         noise = tf.random.stateless_normal(tf.shape(images), seed, alg="philox")
-        return clip(images + self.hp.noise * noise)
+        return tf.clip_by_value(images + self.hp.noise * noise, 0.0, 1.0)

@@ -51,11 +51,8 @@ class SparseAutoencoder(DenseAutoencoder):
     of active units (above zero) is logged beside the mean.
     """
 
+    hp: SparseHyperparameters
     term_names = ("loss", "reconstruction", "code_mean", "active_share")
-
-    def __init__(self, hyperparameters: SparseHyperparameters, *, seed: int = 0):
-        super().__init__(hyperparameters, seed=seed)
-        self._l1 = hyperparameters.l1
 
     def loss_terms(
         self, images: tf.Tensor, labels: tf.Tensor, training: bool
@@ -65,13 +62,8 @@ class SparseAutoencoder(DenseAutoencoder):
         reconstruction = self.reconstruction_loss(images, self.decode_output(code, training))
         magnitude = tf.abs(tf.cast(code, tf.float32))
         return {
-            "loss": reconstruction + self._l1 * tf.reduce_sum(magnitude, axis=1),
+            "loss": reconstruction + self.hp.l1 * tf.reduce_sum(magnitude, axis=1),
             "reconstruction": reconstruction,
             "code_mean": tf.reduce_mean(magnitude, axis=1),
-            "active_share": active_share(magnitude),
+            "active_share": tf.reduce_mean(tf.cast(magnitude > 0, tf.float32), axis=1),
         }
-
-
-def active_share(code: tf.Tensor) -> tf.Tensor:
-    """Share of a code's units above zero: codes [n, d] to float [n]."""
-    return tf.reduce_mean(tf.cast(code > 0, tf.float32), axis=1)

@@ -66,11 +66,7 @@ class Hyperparameters(Settings):
 
 
 class SizedCode(Hyperparameters):
-    """Base where the code's size can be chosen.
-
-    Attributes:
-      code_size: Floats in a code.
-    """
+    """Base where the code's size, in floats, can be chosen."""
 
     code_size: PositiveInt = 32
 
@@ -84,7 +80,6 @@ class DenseHyperparameters(SizedCode):
     """784-hidden-code-hidden reversed-784.
 
     Attributes:
-      code_size: Floats in a code.
       hidden: Widths between image and code; the decoder mirrors them.
       activation: Activation of the hidden layers.
       code_activation: Activation of the code.
@@ -105,11 +100,7 @@ class DenseHyperparameters(SizedCode):
 
 
 class SparseHyperparameters(DenseHyperparameters):
-    """A dense autoencoder with an L1 penalty (003).
-
-    Attributes:
-      l1: Weight of the code's absolute sum, per image, against BCE per pixel.
-    """
+    """A dense autoencoder with ``l1`` times the code's absolute sum, against BCE a pixel (003)."""
 
     l1: NonNegative = 1e-4
 
@@ -118,7 +109,6 @@ class LowLevelHyperparameters(SizedCode):
     """784-128-784 from plain variables (000).
 
     Attributes:
-      code_size: Floats in a code.
       initial_stddev: Deviation of normal initial weights; 0 means Glorot's
         uniform. The tutorial's 1 saturates.
     """
@@ -153,11 +143,7 @@ class ConvHyperparameters(Hyperparameters):
 
 
 class ConvDenoisingHyperparameters(ConvHyperparameters):
-    """The convolutional model on noisy images (001, 003).
-
-    Attributes:
-      noise: Deviation of the normal noise added to each pixel before clipping.
-    """
+    """The convolutional model on images with normal noise of deviation ``noise`` (001, 003)."""
 
     overcomplete: ClassVar[bool] = True
 
@@ -165,11 +151,7 @@ class ConvDenoisingHyperparameters(ConvHyperparameters):
 
 
 class ConvVaeHyperparameters(ConvHyperparameters):
-    """The convolutional model with linear heads for mean and log variance (001).
-
-    Attributes:
-      beta: Weight of the KL term; 1 is the variational bound.
-    """
+    """Linear heads for mean and log variance; ``beta`` as :class:`VaeHyperparameters` (001)."""
 
     beta: NonNegative = 1.0
 
@@ -178,7 +160,6 @@ class VaeHyperparameters(SizedCode):
     """784-64-2 and back (003).
 
     Attributes:
-      code_size: Floats in a code.
       hidden: Widths between image and code; the decoder mirrors them.
       beta: Weight of the KL term; 1 is the variational bound.
     """
@@ -272,8 +253,7 @@ class LstmHyperparameters(SizedCode):
     """28 rows through an LSTM to a code and back (003).
 
     Attributes:
-      code_size: Floats in a code, the units of the encoder's LSTM.
-      decoder_units: Units of the decoder's LSTM.
+      decoder_units: Units of the decoder's LSTM; the encoder's are the code.
       loss: Binary cross-entropy or mean squared error.
     """
 
@@ -285,7 +265,6 @@ class TiedDenoisingHyperparameters(SizedCode):
     """784-500-784 with one weight matrix (004).
 
     Attributes:
-      code_size: Floats in a code.
       masking: Fraction of the pixels that are blackened in training.
     """
 
@@ -299,7 +278,6 @@ class StackedHyperparameters(SizedCode):
     """784-500-250-32 and back, sigmoid, trained layer by layer (004).
 
     Attributes:
-      code_size: Floats in a code.
       hidden: Widths between image and code; the decoder mirrors them.
       pretraining_epochs: Epochs for each layer; 0 trains from scratch.
       labels: Labelled training images for the classifier, balanced by digit; 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -44,25 +45,20 @@ def dense_encoder(
     *,
     activation: str = "relu",
     code_activation: str | None = "relu",
-    name: str = "encoder",
 ) -> keras.Sequential:
     """Images [n, 28, 28] through ``hidden`` to codes [n, code_size]."""
     layers = dense_layers(
         model, (*hidden, code_size), activation=activation, last_activation=code_activation
     )
-    return keras.Sequential([keras.layers.Flatten(), *layers], name=name)
+    return keras.Sequential([keras.layers.Flatten(), *layers], name="encoder")
 
 
 def dense_decoder(
-    model: Autoencoder,
-    hidden: Sequence[int],
-    *,
-    activation: str = "relu",
-    name: str = "decoder",
+    model: Autoencoder, hidden: Sequence[int], *, activation: str = "relu"
 ) -> keras.Sequential:
     """Codes [n, d] through ``hidden`` to raw outputs [n, 28, 28]."""
     layers = dense_layers(model, (*hidden, PIXELS), activation=activation, last_activation=None)
-    return keras.Sequential([*layers, keras.layers.Reshape(IMAGE_SHAPE)], name=name)
+    return keras.Sequential([*layers, keras.layers.Reshape(IMAGE_SHAPE)], name="decoder")
 
 
 class ConvStack(keras.Sequential):
@@ -84,24 +80,10 @@ class ConvStack(keras.Sequential):
         return super().call(tf.pad(inputs, padding), training=training, mask=mask)[:rows]
 
 
-def conv(
-    model: Autoencoder,
-    filters: int,
-    *,
-    size: int = 3,
-    strides: int = 1,
-    activation: str | None = "relu",
-    padding: str = "same",
-) -> keras.layers.Layer:
-    """A convolution whose weights follow the model's seed."""
-    return keras.layers.Conv2D(
-        filters,
-        size,
-        strides=strides,
-        activation=activation,
-        padding=padding,
-        kernel_initializer=model.initializer(),
-    )
+def conv(model: Autoencoder, filters: int, *, size: int = 3, **options: Any) -> keras.layers.Layer:
+    """A convolution that follows the model's seed, padded and relu unless ``options`` say else."""
+    options = {"activation": "relu", "padding": "same", **options}
+    return keras.layers.Conv2D(filters, size, kernel_initializer=model.initializer(), **options)
 
 
 def conv_encoder_layers(model: Autoencoder, filters: Sequence[int]) -> list[keras.layers.Layer]:
@@ -141,10 +123,7 @@ def conv_decoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential
         # Doubling 4 thrice gives 32. The tutorials' way to 28 is to leave the
         # last stage unpadded: 16 becomes 14, and its double 28.
         unpadded = i == len(filters) - 1 and side * 2 ** len(filters) != IMAGE_SHAPE[0]
-        layers += [
-            conv(model, count, padding="valid" if unpadded else "same"),
-            Doubling(),
-        ]
+        layers += [conv(model, count, padding="valid" if unpadded else "same"), Doubling()]
     layers += [conv(model, 1, activation=None), keras.layers.Reshape(IMAGE_SHAPE)]
     return ConvStack(layers, name="decoder")
 

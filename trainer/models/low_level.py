@@ -15,15 +15,7 @@ class Affine(tf.Module):
     """``x W + b`` with variables of its own; no Keras layer."""
 
     def __init__(self, inputs: int, outputs: int, *, stddev: float, seed: int, name: str):
-        """Makes the variables.
-
-        Args:
-          inputs: Width of the input.
-          outputs: Width of the output.
-          stddev: Deviation of normal weights; 0 for Glorot's uniform.
-          seed: Of the weights.
-          name: Of the layer.
-        """
+        """Makes the variables; ``stddev`` is of normal weights, 0 for Glorot's uniform."""
         super().__init__(name=name)
         shape, key = (inputs, outputs), (seed, 0)
         bound = math.sqrt(6 / (inputs + outputs))

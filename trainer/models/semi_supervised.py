@@ -10,7 +10,7 @@ from trainer.models.adversarial import Adversarial, adversarial_loss
 from trainer.models.base import PIXELS
 from trainer.models.generative import DIGITS, digits_of_seeds, normal_of_seeds
 from trainer.models.hyperparameters import SemiSupervisedAaeHyperparameters
-from trainer.models.layers import dense_decoder, dense_encoder, distort_images
+from trainer.models.layers import distort_images
 
 _LABELLED_STREAM, _DISTORTED_STREAM, _DIGIT_STREAM = 2, 3, 4
 # A prediction is taken for a label above this probability (FixMatch, Sohn et al. 2020).
@@ -73,20 +73,12 @@ class SemiSupervisedAae(Adversarial):
 
     def __init__(self, hyperparameters: SemiSupervisedAaeHyperparameters, *, seed: int = 0):
         super().__init__(hyperparameters, seed=seed)
-        hp = hyperparameters
-        self.labelled_batch_size = hp.labelled_batch_size
-        self.encoder = dense_encoder(self, hp.hidden, hp.code_size, code_activation=None)
-        self.decoder = dense_decoder(self, hp.hidden[::-1])
-        self.discriminators = [
-            self.make_discriminator("style_discriminator"),
-            self.make_discriminator("digit_discriminator"),
-        ]
+        self.labelled_batch_size = hyperparameters.labelled_batch_size
 
-    def build_variables(self) -> None:
-        """Creates the discriminators' variables, too."""
-        super().build_variables()
-        for discriminator, size in zip(self.discriminators, (self.hp.style_size, DIGITS)):
-            discriminator(tf.zeros((1, size)))
+    @property
+    def matched(self) -> dict[str, int]:
+        """The style and the digit."""
+        return {"style_discriminator": self.hp.style_size, "digit_discriminator": DIGITS}
 
     def heads(self, images: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Images float [n, 28, 28] to style [n, s] and the digit's logits [n, 10]."""

@@ -122,7 +122,9 @@ class Stacked(Autoencoder):
         if training and self.uses_labels:
             appended = self.labelled_batch_size
             if self.phase.name == _CLASSIFY:
-                return self._classification(images[-appended:], labels[-appended:])
+                logits = self.classify_logits(images[-appended:])
+                loss, accuracy = classification_terms(logits, labels[-appended:])
+                return {"loss": loss, "accuracy": accuracy}
             images = images[:-appended]
         k = self._pretrained_layer()
         if k is None:
@@ -141,10 +143,6 @@ class Stacked(Autoencoder):
             bce = tf.nn.sigmoid_cross_entropy_with_logits(labels=below, logits=output)
             return tf.reduce_mean(bce, axis=1)
         return tf.reduce_mean(tf.math.squared_difference(below, output), axis=1)
-
-    def _classification(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-        loss, accuracy = classification_terms(self.classify_logits(images), labels)
-        return {"loss": loss, "accuracy": accuracy}
 
 
 def _through(layers: Sequence[keras.layers.Layer], inputs: tf.Tensor) -> tf.Tensor:

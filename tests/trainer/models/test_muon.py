@@ -63,9 +63,3 @@ def test_a_falling_rate_ends_the_movement() -> None:
         places.append(kernel.numpy().copy())
     assert np.abs(places[1] - places[0]).max() > 0.01
     np.testing.assert_array_equal(places[3], places[2])
-
-
-def test_its_configuration_makes_the_same_optimizer() -> None:
-    optimizer = Muon(0.1, momentum=0.9, adam_ratio=0.2)
-    again = Muon.from_config(optimizer.get_config())
-    assert again.get_config() == optimizer.get_config()
