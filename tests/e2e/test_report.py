@@ -134,7 +134,7 @@ def test_figures_of_search_and_detection_can_be_believed(trained_run):
     assert 0.8 < metrics["search"]["pca"]["precision_at_10"] < 0.95
     assert metrics["search"]["queries"] == 500 and metrics["search"]["indexed"] == 4_500
     kinds = metrics["anomaly"]["by_kind"]
-    assert set(kinds) == {"inversion", "blur", "noise", "occlusion", "shift"}
+    assert set(kinds) == {"inversion", "blur", "noise", "occlusion", "shift", "letters"}
     assert kinds["inversion"]["auroc"] > 0.999
     assert kinds["noise"]["auroc"] > 0.9
 

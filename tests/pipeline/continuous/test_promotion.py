@@ -18,6 +18,7 @@ from serving.rollout import ConfigFile, Rollout, entry_of, labels_of
 from serving.standin.server import EmbeddedServer
 from serving.standin.settings import ServerOptions, models_of
 from trainer import signatures
+from trainer.anomaly_score import AnomalyScore
 from trainer.data import Preprocessor
 from trainer.models import build_model, get_model_spec
 
@@ -37,7 +38,10 @@ def untrained(trained_run, tmp_path_factory):
     (graph,) = glob.glob(
         str(trained_run.root / "pipeline/Transform/transform_graph/*/transform_fn")
     )
-    served = signatures.ServedAutoencoder(build_model("simple"), Preprocessor(graph), 0.1)
+    model = build_model("simple")
+    code_size = get_model_spec("simple").code_size
+    score = AnomalyScore(np.eye(code_size), np.eye(code_size, 2), seed=0)
+    served = signatures.ServedAutoencoder(model, Preprocessor(graph), score, 0.1)
     signatures.export(served, get_model_spec("simple"), str(folder / "model"), facts={})
     return folder / "model"
 
