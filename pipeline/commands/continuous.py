@@ -15,7 +15,6 @@ import click
 from pipeline.commands import options
 from pipeline.commands.group import command
 from pipeline.commands.options import PORT, POSITIVE, Number, flag, option
-from pipeline.continuous import events, sources, spans, state, story, watcher
 from pipeline.continuous.job import WatchOptions
 from pipeline.errors import UserError
 from serving import locate
@@ -70,6 +69,8 @@ def ingest(
     IMAGES is an IDX file, .npy, .npz, or a folder of IDX files, of PNGs or of folders 0 to 9 of
     PNGs.
     """
+    from pipeline.continuous import sources, spans
+
     if golden and span is not None:
         raise UserError("--golden and --span exclude each other")
     pixels, digits, kind = sources.read(images, labels)
@@ -117,6 +118,8 @@ def _say_gaps(missing: list[int]) -> None:
 @options.root
 def spans_(action: str, span: int | None, as_json: bool, root: str) -> None:
     """List the spans; 'spans accept N' lets a span in that was set aside."""
+    from pipeline.continuous import spans, state, story
+
     root = os.path.abspath(root)
     if action == "accept":
         if span is None:
@@ -212,6 +215,8 @@ def watch(
     if action == "status":
         _show_status(source.root or locate.DEFAULT_ROOT, as_json)
         return 0
+    from pipeline.continuous import events, watcher
+
     config = source.load()
     if how.auto_promote and not how.target:
         raise UserError("--auto-promote moves the labels of a live server: name it with --target")
@@ -246,6 +251,8 @@ def watch(
 
 
 def _show_status(root: str, as_json: bool) -> None:
+    from pipeline.continuous import watcher
+
     values = watcher.status(os.path.abspath(root))
     if as_json:
         print(json.dumps(values))
@@ -270,6 +277,8 @@ def _show_status(root: str, as_json: bool) -> None:
 @options.root
 def history(as_json: bool, html: str | None, model: str | None, root: str) -> None:
     """Tell the story of the spans: drift, run, losses before and after, verdict."""
+    from pipeline.continuous import story
+
     found = story.tell(os.path.abspath(root), model)
     if html:
         story.write_page(found, html)

@@ -9,18 +9,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from pipeline.commands import options
 from pipeline.commands.connection import asked, asked_about_images
 from pipeline.commands.group import command
 from pipeline.commands.options import COUNT, option
 from pipeline.output_files import writing
-from serving import images
 from serving.errors import InputError
 
 if TYPE_CHECKING:
     from serving.client import ReconstructionClient
+    from serving.images import Loaded
 
     Connection = contextlib.AbstractContextManager[ReconstructionClient]
 
@@ -31,11 +30,15 @@ _SHEET_LIMIT = 64
 @options.images
 @option("--out DIR", "where the PNGs go; none are written without it")
 @asked_about_images
-def predict(files: list[images.Loaded], out: str | None, connection: Connection) -> None:
+def predict(files: list[Loaded], out: str | None, connection: Connection) -> None:
     """Reconstruct images; writes original and reconstruction side by side.
 
     Errors are the mean of squares over pixels in [0, 1].
     """
+    import numpy as np
+
+    from serving import images
+
     with connection as client:
         for number, loaded in enumerate(files):
             answer = client.reconstruct(loaded.images)
@@ -53,8 +56,10 @@ def predict(files: list[images.Loaded], out: str | None, connection: Connection)
 @options.images
 @option("--out FILE.npy", "write here instead of printing")
 @asked_about_images
-def encode(files: list[images.Loaded], out: str | None, connection: Connection) -> None:
+def encode(files: list[Loaded], out: str | None, connection: Connection) -> None:
     """Print or write the codes of images."""
+    import numpy as np
+
     with connection as client:
         codes = [client.encode(loaded.images) for loaded in files]
     if not out:
@@ -70,7 +75,7 @@ def encode(files: list[images.Loaded], out: str | None, connection: Connection) 
 @command()
 @options.images
 @asked_about_images
-def score(files: list[images.Loaded], connection: Connection) -> None:
+def score(files: list[Loaded], connection: Connection) -> None:
     """Print the reconstruction error of images and whether they are anomalies.
 
     Errors are the mean of squares over pixels in [0, 1].
@@ -82,7 +87,7 @@ def score(files: list[images.Loaded], connection: Connection) -> None:
 @command()
 @options.images
 @asked_about_images
-def classify(files: list[images.Loaded], connection: Connection) -> None:
+def classify(files: list[Loaded], connection: Connection) -> None:
     """Say which digits images show, for models that can."""
     for _, name, row, label in _answers(files, connection, "classify"):
         print(f"{name}: {label} ({row.max():.1%})")
@@ -98,6 +103,10 @@ def decode(codes: str, digit: int | None, out: str, connection: Connection) -> N
 
     CODES is a .npy file as `encode --out` writes, or JSON lists.
     """
+    import numpy as np
+
+    from serving import images
+
     array = _read_codes(pathlib.Path(codes))
     with connection as client:
         label = None if digit is None else np.full(len(array), digit)
@@ -112,14 +121,14 @@ def decode(codes: str, digit: int | None, out: str, connection: Connection) -> N
 @asked
 def generate(n: int, seed: int, out: str, connection: Connection) -> None:
     """Draw new images, for models that can."""
+    from serving import images
+
     with connection as client:
         drawn = images.to_bytes(client.generate(n, seed=seed))
     _write(pathlib.Path(out) / "generated.png", drawn)
 
 
-def _answers(
-    files: list[images.Loaded], connection: Connection, method: str
-) -> Iterator[tuple[Any, ...]]:
+def _answers(files: list[Loaded], connection: Connection, method: str) -> Iterator[tuple[Any, ...]]:
     """Of each image its file, its name and what a method of the client says of it."""
     with connection as client:
         for loaded in files:
@@ -127,11 +136,11 @@ def _answers(
                 yield loaded, name, *answer
 
 
-def _marks(anomaly: bool, loaded: images.Loaded) -> str:
+def _marks(anomaly: bool, loaded: Loaded) -> str:
     return (", anomaly" if anomaly else "") + (", inverted" if loaded.inverted else "")
 
 
-def _output_name(files: list[images.Loaded], number: int) -> str:
+def _output_name(files: list[Loaded], number: int) -> str:
     """``<stem>_reconstruction.png``, told apart where two inputs share a stem."""
     stem = _stem(files[number].path)
     same = [index for index, other in enumerate(files) if _stem(other.path) == stem]
@@ -149,6 +158,8 @@ def _read_codes(path: pathlib.Path) -> Any:
     Raises:
       InputError: There is none, or it holds no codes.
     """
+    import numpy as np
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -170,5 +181,7 @@ def _read_codes(path: pathlib.Path) -> Any:
 
 
 def _write(path: pathlib.Path, drawn: Any) -> None:
+    from serving import images
+
     images.write_grid(path, drawn)
     print(f"wrote {len(drawn)} images to {path}")

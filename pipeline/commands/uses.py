@@ -11,19 +11,20 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
-from components.mnist_example_gen import idx
 from pipeline import output_files
 from pipeline.commands import options
 from pipeline.commands.connection import in_folder
 from pipeline.commands.group import command
 from pipeline.commands.options import COUNT, Integer, flag, option
 from pipeline.errors import UserError
-from serving import images, locate
+from serving import locate
+
+if TYPE_CHECKING:
+    from serving.images import Loaded
 
 _SHEET_LIMIT = 64
 
@@ -36,7 +37,7 @@ _SHEET_LIMIT = 64
 @option("--out DIR", "where the PNG goes", default="out")
 @options.as_json("a JSON list, write no PNG")
 def search(
-    files: list[images.Loaded],
+    files: list[Loaded],
     root: str,
     k: int,
     model: str | None,
@@ -44,7 +45,10 @@ def search(
     as_json: bool,
 ) -> None:
     """Find the training images most like an image."""
+    import numpy as np
+
     from pipeline import console, runs
+    from serving import images
     from serving.uses import search
 
     record = runs.choose(runs.some_runs(root), model)
@@ -84,7 +88,7 @@ def search(
 @options.model()
 @options.as_json("the figures as JSON")
 def compress(
-    files: list[images.Loaded],
+    files: list[Loaded],
     root: str,
     out: str,
     bits: int,
@@ -92,6 +96,8 @@ def compress(
     as_json: bool,
 ) -> None:
     """Store images as quantised codes."""
+    import numpy as np
+
     from serving.uses import codecs
     from serving.uses import compress as codec
 
@@ -153,6 +159,8 @@ def _show_codecs(rows: list[Any]) -> None:
 @options.model(default="the one that compressed it")
 def decompress(file: str, out: str, root: str, model: str | None) -> None:
     """Turn a compressed file into images."""
+    from components.mnist_example_gen import idx
+    from serving import images
     from serving.uses import compress as codec
 
     compressed = codec.load(pathlib.Path(file))

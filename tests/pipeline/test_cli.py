@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from components.mnist_example_gen import idx
-from pipeline.cli import mnist_ae
+from pipeline.cli import COMMANDS, mnist_ae
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -43,6 +43,22 @@ def test_what_needs_no_tensorflow_answers_at_once(cli, arguments):
     seconds = processor_seconds(lambda: cli(*arguments))
     # At most three to five times as long; TensorFlow alone takes twenty-five.
     assert seconds < 10 * click_alone
+
+
+def test_the_help_of_a_command_imports_nothing_that_it_works_with():
+    program = (
+        "import contextlib, io, sys\n"
+        "from pipeline import cli\n"
+        f"for name in {list(COMMANDS)}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        assert cli.main([name, '--help']) == 0\n"
+        "    heavy = {'numpy', 'pydantic', 'yaml', 'tensorflow'} & set(sys.modules)\n"
+        "    assert not heavy, f'{name} imported {heavy}'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["rnu"]], ids=" ".join)
