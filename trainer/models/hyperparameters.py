@@ -315,7 +315,6 @@ class BestHyperparameters(SizedCode):
     """Dense layers on squares of pixels and over all of them, and back.
 
     Attributes:
-      code_size: Floats in a code.
       filters: Widths between pixels and maps, in the decoder, and of the 7 x 7 maps.
       hidden: Widths of the dense layers between maps and code.
       activation: Activation of all layers but code and output.

@@ -128,11 +128,6 @@ def conv_decoder(model: Autoencoder, filters: Sequence[int]) -> keras.Sequential
     return ConvStack(layers, name="decoder")
 
 
-def clip(images: tf.Tensor) -> tf.Tensor:
-    """Grey levels into [0, 1]."""
-    return tf.clip_by_value(images, 0.0, 1.0)
-
-
 def distort_images(images: tf.Tensor, seed: tf.Tensor, amount: float) -> tf.Tensor:
     """Turns, scales, shears and moves each image at random, about its middle.
 
