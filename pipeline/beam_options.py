@@ -25,6 +25,7 @@ _PACKAGED_ENVIRONMENTS = ("LOOPBACK", "EXTERNAL", "PROCESS")
 # Where a pipeline is handed in; Beam itself waits for minutes, then gives the name of a class. What
 # the workers of a cluster connect to (environment_config) need not be reached from here.
 _ENGINES = {"job_endpoint": ("embed",), "flink_master": ("[auto]", "[local]")}
+_PORTS = {"http": 80, "https": 443}
 _CONNECT_SECONDS = 5.0
 
 
@@ -41,7 +42,7 @@ def check_engine(config: PipelineConfig) -> None:
         where = f"beam.{key}: {address}"
         try:
             parts = urllib.parse.urlsplit(str(address) if "//" in str(address) else f"//{address}")
-            host, port = parts.hostname, parts.port
+            host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
         except ValueError:
             host = port = None
         if not host or not port:

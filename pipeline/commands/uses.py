@@ -227,6 +227,7 @@ def infer(
 ) -> None:
     """Run many images through a model, on Beam."""
     from pipeline import config, console
+    from pipeline.beam_options import beam_args, check_engine
 
     folder = locate.find(model, pathlib.Path(root))
     if not os.path.exists(source):
@@ -238,11 +239,11 @@ def infer(
         local = ["direct_running_mode=multi_threading", f"direct_num_workers={workers}"]
         chosen = [*local, *chosen]
     configuration = config.load(None, [f"beam.{option}" for option in chosen])
+    check_engine(configuration)
     console.quieten()
     # TFX and Beam read the command line as flags of their own.
     del sys.argv[1:]
     from components import image_sources
-    from pipeline.beam_options import beam_args
     from serving.uses import infer as inference
 
     # What a worker has to say comes with the error, without its traceback.

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import config as config_lib
 from pipeline import history
+from pipeline.beam_options import check_engine
 from pipeline.config import PipelineConfig
 from pipeline.continuous import spans, state
 from pipeline.continuous.job import EXIT_BUSY, EXIT_NO_SPACE, Outcomes, RunnerJob
@@ -46,6 +47,7 @@ def main(path: str) -> int:
     job = RunnerJob.read(path)
     config = config_lib.load(job.options.config_path, job.options.assignments)
     try:
+        check_engine(config)
         with locked(config.root):
             outcomes = Outcomes(job.result)
             _Batch(config, job, outcomes).process()

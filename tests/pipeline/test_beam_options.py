@@ -51,6 +51,12 @@ def test_an_address_that_is_none_is_refused(address):
         check_engine(config.load(None, [f"beam.job_endpoint={address}"]))
 
 
+@pytest.mark.parametrize("address", ["http://nowhere.invalid", "https://nowhere.invalid/flink"])
+def test_an_address_with_a_scheme_needs_no_port(address):
+    with pytest.raises(UserError, match="beam.flink_master: .*nobody listens there"):
+        check_engine(config.load(None, [f"beam.flink_master={address}"]))
+
+
 def test_an_engine_that_is_not_there_is_one_line_before_anything_is_written(cli, tmp_path):
     with socket.socket() as unused:
         unused.bind(("localhost", 0))  # and does not listen
