@@ -186,13 +186,15 @@ class Proxy(http.server.ThreadingHTTPServer):
         return _json({"error": f"there is nothing at {path[:200]}"}, 404)
 
     def _describe(self) -> dict[str, Served]:
-        signatures = {name: sorted(info.inputs) for name, info in self._client.metadata().items()}
-        return {self._client.model: Served(self._client.answering(), signatures)}
+        # As the page has them, which asks again and again; a drawing waits for one request less.
+        self._signatures = self._client.metadata()
+        inputs = {name: sorted(info.inputs) for name, info in self._signatures.items()}
+        return {self._client.model: Served(self._client.answering(), inputs)}
 
     def _predict(self, body: bytes) -> str:
         document = json_form.parse(body)
         name = json_form.signature_name(document)
-        signature = self._client.metadata().get(name) if name in _CALLS else None
+        signature = self._signatures.get(name) if name in _CALLS else None
         if signature is None:
             raise errors.InputError(f"the page has no call of {name!r}")
         types = {alias: wire.named_type(spec.dtype) for alias, spec in signature.inputs.items()}
