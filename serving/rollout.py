@@ -456,12 +456,17 @@ class Rollout:
 
     def _order(self, plan: Callable[[Labels | None], Labels]) -> Labels:
         """Carries an order out, alone; one that makes no sense writes nothing."""
+        self._planned(plan)
         with self._alone():
             self._config = self._file.read()
-            labels = plan(self.labels)
-            for version in labels.as_dict().values():
-                self._folder.version_path(version)  # refuses one that is not there
+            labels = self._planned(plan)
             self._move(labels)
+        return labels
+
+    def _planned(self, plan: Callable[[Labels | None], Labels]) -> Labels:
+        labels = plan(self.labels)
+        for version in labels.as_dict().values():
+            self._folder.version_path(version)  # refuses one that is not there
         return labels
 
     @contextlib.contextmanager

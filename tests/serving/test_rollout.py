@@ -87,6 +87,7 @@ def test_orders_that_make_no_sense_change_nothing(
     with pytest.raises(errors.ModelFolderError, match="no version 99; it has 10, 20, 30"):
         rollout().canary(99)
     assert not locate.config_path(root).exists()
+    assert os.listdir(root / "serving") == ["m"]
     rollout().canary(20)
     rollout().promote()
     with pytest.raises(errors.RolloutError, match="no canary"):
