@@ -82,4 +82,4 @@ def _strange_examples(material: Material) -> Strips:
     shown, scores = material.reconstruct(strange)
     caption += f" Errors of {scores.min():.3f} to {scores.max():.3f}."
     strips = [("anomaly", strange), ("reconstruction", shown)]
-    return Strips("anomalies", TEN, strips, caption, header, span)
+    return Strips("anomalies", max(TEN, len(strange)), strips, caption, header, span)
