@@ -419,12 +419,7 @@ def one_class(model_name: str, mnist: Mnist, epochs: int = _ONE_CLASS_EPOCHS) ->
         anomaly_score = fit_anomaly_score(model, seen, seed=digit)
         batches = np.array_split(mnist.images, 10)
         error = np.concatenate([per_image_mse(b, model(b)).numpy() for b in batches])
-        score = np.concatenate(
-            [
-                anomaly_score(b, model.encode(b), e).numpy()
-                for b, e in zip(batches, np.array_split(error, 10))
-            ]
-        )
+        score = np.concatenate([anomaly_score.of(model, b).numpy() for b in batches])
         normal = mnist.labels == digit
         aurocs.append(auroc(score[normal], score[~normal]))
         by_error.append(auroc(error[normal], error[~normal]))

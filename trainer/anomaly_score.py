@@ -8,6 +8,7 @@ mixture), and whether error and sharpness are such as they have together (anothe
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
@@ -127,6 +128,11 @@ class AnomalyScore(tf.Module):
         of_code = (self._codes.surprise(code) - self._mean) / self._stddev
         return _CODE_WEIGHT * of_code + self._looks.surprise(self.look(images, error))
 
+    def of(self, model: Autoencoder, images: tf.Tensor) -> tf.Tensor:
+        """The scores of images float [n, 28, 28] by what a model makes of them: float [n]."""
+        code = tf.cast(model.encode(images), tf.float32)
+        return self(images, code, per_image_mse(images, model(images)))
+
 
 def fit(model: Autoencoder, batches: tf.data.Dataset, *, seed: int = 0) -> AnomalyScore:
     """The score by what a trained model makes of training images.
@@ -154,11 +160,6 @@ def threshold(
     quantile: float,
 ) -> float:
     """The ``quantile`` of the scores of held-out training images."""
-
-    @tf.function(autograph=False)
-    def of(images: tf.Tensor) -> tf.Tensor:
-        code = tf.cast(model.encode(images), tf.float32)
-        return score(images, code, per_image_mse(images, model(images)))
-
+    of = tf.function(functools.partial(score.of, model), autograph=False)
     batches = evaluation_batches(validation, preprocess)
     return float(np.quantile(np.concatenate([of(images) for images, _ in batches]), quantile))
