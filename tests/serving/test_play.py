@@ -29,7 +29,9 @@ Ask = Any
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    """From sparse to dense, so that each float of their codes varies and can move neighbours."""
+    random = np.random.default_rng(0)
+    return (random.random((20, 28, 28)) < random.random((20, 1, 1))) * np.uint8(255)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,7 @@ def index(built: pathlib.Path, images: np.ndarray, tmp_path_factory: Any) -> Any
     path = str(tmp_path_factory.mktemp("index") / "part.parquet")
     with ReconstructionClient.from_folder(str(built / "autoencoder" / "1")) as client:
         codes = client.encode(images)
+    assert codes.std(axis=0).all()
     columns = {
         "image": pa.array([image.tobytes() for image in images], pa.binary(784)),
         "label": pa.array([None, *range(1, 20)], pa.int64()),
