@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import subprocess
@@ -169,26 +170,18 @@ def measure(
     for title, size, threads, least in _CASES:
         raws, served = [], []
         for _ in range(args.rounds):
-            raws.append(Rate(lambda size=size: raw(images[size]), threads, args.seconds))
-            served.append(
-                Rate(
-                    lambda size=size: transport.predict_serialised(requests[size]),
-                    threads,
-                    args.seconds,
-                )
-            )
+            raws.append(Rate(functools.partial(raw, images[size]), threads, args.seconds))
+            answer = functools.partial(transport.predict_serialised, requests[size])
+            served.append(Rate(answer, threads, args.seconds))
         ok &= show(f"server: {title}", served, raws, "raw", least)
     for threads in (1, 8):
         plain, full = [], []
         for _ in range(args.rounds):
-            plain.append(
-                Rate(
-                    lambda: transport.predict_serialised(requests[64]),
-                    threads,
-                    args.seconds,
-                )
+            answer = functools.partial(transport.predict_serialised, requests[64])
+            plain.append(Rate(answer, threads, args.seconds))
+            full.append(
+                Rate(functools.partial(client.reconstruct, images[64]), threads, args.seconds)
             )
-            full.append(Rate(lambda: client.reconstruct(images[64]), threads, args.seconds))
         title = f"client: 64 images, {threads} thread{'s' if threads > 1 else ''}"
         ok &= show(title, full, plain, "serialised beforehand", _CLIENT_LEAST)
     return 0 if ok else 1

@@ -4,7 +4,9 @@
   of the model alone on arrays in memory, and its peak memory on one and ten
   times the images;
 * what the page and the index add to a run on full MNIST;
-* precision@10 of image search beside that of PCA.
+* precision@10 of image search beside that of PCA;
+* bits a pixel and quality of codes as ``mnist-ae compress`` stores them, beside
+  JPEG and WebP at quality 30.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.pipeline import tenfold
+from benchmarks.pipeline import shifted
 from components.mnist_example_gen import datasets
 
 _RAW = """
@@ -35,6 +37,24 @@ for _ in range(3):
         predict(images[start : start + shards.BATCH])
     seconds.append(time.monotonic() - started)
 print(json.dumps(len(images) / min(seconds)))
+"""
+
+_CODECS = """
+import dataclasses, json, pathlib, sys, tempfile
+from benchmarks.pipeline import load
+from serving.client import ReconstructionClient
+from serving.uses import codecs, compress
+images = load(sys.argv[1], "eval")[0].reshape(-1, 28, 28)
+found = [codecs.of_pictures(images, form, 30) for form in ("JPEG", "WEBP")]
+with ReconstructionClient.from_folder(sys.argv[2]) as client, tempfile.TemporaryDirectory() as work:
+    for bits in (8, 6, 5, 4):
+        stored = compress.compress(
+            client, images, bits=bits, servable="model", version=1, digest="0" * 16
+        )
+        size = compress.save(pathlib.Path(work, "codes.npz"), stored)
+        shown = compress.decompress(client, stored)
+        found.append(codecs.figures(f"{bits} bits a float", size, images, shown))
+print(json.dumps([dataclasses.asdict(figures) for figures in found]))
 """
 
 
@@ -98,9 +118,14 @@ def report(folder: str, root: str, model: str, work: pathlib.Path) -> None:
         f"{model}: precision@10 {search['precision_at_10']:.4f}, "
         f"PCA {search['pca']['precision_at_10']:.4f} (bar: at least PCA's)"
     )
+    for codec in json.loads(run("-c", _CODECS, folder, result["pushed_path"])[0]):
+        print(
+            f"{model}: {codec['codec']}: {codec['bits_per_pixel']:.3f} bits/pixel, "
+            f"PSNR {codec['psnr']:.2f} dB, SSIM {codec['ssim']:.4f}"
+        )
     raw = json.loads(run("-c", _RAW, folder, result["pushed_path"])[0])
     big = work / "tenfold"
-    source = str(big) if big.exists() else tenfold(folder, big)
+    source = str(big) if big.exists() else shifted(folder, big, 10)
     _, small_peak = infer(root, model, folder, work / f"{model}-one")
     done, peak = infer(root, model, source, work / f"{model}-ten")
     rate = done["images"] / done["seconds"]

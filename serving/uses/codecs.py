@@ -93,6 +93,18 @@ def beside_others(compressed: Figures, images: np.ndarray, shown: np.ndarray) ->
     return found
 
 
+def of_pictures(images: np.ndarray, form: str, quality: int) -> Figures:
+    """Figures of images uint8 [n, 28, 28], stored as one sheet in a lossy picture format.
+
+    Args:
+      form: Pillow's name of it, such as "JPEG" or "WEBP".
+      quality: 1 to 100, the format's own scale.
+    """
+    sheet, cut = _sheet(images)
+    data = _encoded(sheet, form, quality=quality)
+    return _sheet_figures(f"{form}, quality {quality}", data, images, cut)
+
+
 def _sheet(images: np.ndarray) -> tuple[np.ndarray, Any]:
     """All images in one picture, and the function that cuts it up again."""
     count, height, width = images.shape

@@ -40,6 +40,15 @@ def test_figures_by_hand():
     assert same.psnr is None and same.ssim == pytest.approx(1)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_better_pictures_take_more_bits(form, digits):
+    images = digits["eval"][0][:30]
+    low, high = (codecs.of_pictures(images, form, quality) for quality in (10, 90))
+    assert low.codec == f"{form}, quality 10"
+    assert 0 < low.bits_per_pixel < high.bits_per_pixel < 8
+    assert 10 < low.psnr < high.psnr and 0 < low.ssim < high.ssim < 1
+
+
 def test_files_that_are_none_are_refused(tmp_path):
     path = tmp_path / "file.npz"
     with pytest.raises(InputError, match="cannot be read"):
