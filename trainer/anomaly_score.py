@@ -13,6 +13,7 @@ import warnings
 
 import numpy as np
 import tensorflow as tf
+from scipy import stats
 
 from trainer.data import Examples, Preprocessor, evaluation_batches
 from trainer.models.base import Autoencoder, per_image_mse
@@ -28,6 +29,8 @@ _ITERATIONS = 30
 _REGULARISATION = 1e-2
 # Variance below which, beside the largest, there is none.
 _DEAD = 1e-9
+# That the stated rate of alarms is not exceeded on other images, but for chance.
+_CONFIDENCE = 0.9
 # The code tells more than error and sharpness do (docs/uses.md).
 _CODE_WEIGHT = 2.0
 
@@ -159,7 +162,23 @@ def threshold(
     preprocess: Preprocessor,
     quantile: float,
 ) -> float:
-    """The ``quantile`` of the scores of held-out training images."""
+    """The :func:`upper_limit` of the scores of held-out training images."""
     of = tf.function(functools.partial(score.of, model), autograph=False)
     batches = evaluation_batches(validation, preprocess)
-    return float(np.quantile(np.concatenate([of(images) for images, _ in batches]), quantile))
+    return upper_limit(np.concatenate([of(images) for images, _ in batches]), quantile)
+
+
+def upper_limit(scores: np.ndarray, quantile: float) -> float:
+    """A bound below which the share ``quantile`` of all scores lies, not only of these.
+
+    A sample's own quantile is exceeded too often in every other case; this bound, a
+    one-sided tolerance limit (Wilks 1941), in about one of ten. Of a sample that is
+    too small for it, the highest score.
+
+    Args:
+      scores: Float [n], n at least 1.
+      quantile: From 0 to 1.
+    """
+    # As many as are above the sought bound in all but a tenth of samples.
+    above = int(stats.binom.ppf(1 - _CONFIDENCE, len(scores), 1 - quantile))
+    return float(np.sort(scores)[max(0, len(scores) - 1 - above)])

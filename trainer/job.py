@@ -38,8 +38,8 @@ class TrainingOptions(TrainingDefaults):
         early stopping and the anomaly threshold.
       patience: Epochs without improvement before stopping; 0 never stops.
       streaming: Read from the files in every epoch instead of memory.
-      anomaly_quantile: Quantile of the held-out images' anomaly scores above
-        which an image is an anomaly.
+      anomaly_quantile: Share of images like the held-out ones that are to score
+        below the threshold above which an image is an anomaly.
     """
 
     steps_per_execution: PositiveInt = 50

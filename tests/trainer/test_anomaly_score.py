@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage, stats
 
-from trainer.anomaly_score import AnomalyScore, Density
+from trainer.anomaly_score import AnomalyScore, Density, upper_limit
 
 RNG = np.random.default_rng(0)
 
@@ -66,3 +66,20 @@ def test_what_is_strange_scores_above_nearly_all_that_is_usual(usual, what):
     else:
         errors = errors * (20 if what == "larger error" else 0.05)
     assert np.mean(score(images, codes, errors) > bound) > 0.9
+
+
+def test_the_stated_rate_of_alarms_holds_for_images_that_were_not_looked_at():
+    """In about nine samples of ten; a quantile of the sample's own would in five."""
+    samples = np.random.default_rng(1).normal(size=(400, 2_000))
+    limits = [upper_limit(sample, 0.99) for sample in samples]
+    rates = stats.norm.sf(limits)
+    assert 0.84 < np.mean(rates <= 0.01) < 0.97
+    assert 0.006 < np.mean(rates) < 0.009
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_a_limit_is_one_of_the_scores(count, quantile):
+    scores = RNG.normal(size=count)
+    assert upper_limit(scores, quantile) in scores
+    assert upper_limit(scores, 1.0) == scores.max()

@@ -27,7 +27,9 @@ def errors(material: Material) -> Section:
         )
     chart = charts.score_histogram(material.anomaly_scores, threshold, strange, "digits never seen")
     quantile = material.training.get("training", {}).get("anomaly_quantile")
-    how = f" It is the {quantile:.0%} quantile of the held-out images' scores." if quantile else ""
+    how = ""
+    if quantile:
+        how = f" At most {1 - quantile:.1%} of images like those that were held out are above it."
     return Section(
         "errors",
         "Anomaly scores",
